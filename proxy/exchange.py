@@ -1,0 +1,149 @@
+"""
+The one mutable thing on the path: a request, its answer, and everything learnt on the way.
+
+The edge creates it, admission sets the caller, the relay adds an `Attempt` for each provider it tries, metering closes
+it. It has no behaviour beyond derived numbers. Times ending in `_ns` are `time.monotonic_ns`; `started_at_ms` is the
+wall clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from proxy.config import Deployment, Model
+    from proxy.errors import GatewayError
+    from proxy.providers import Notice
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """
+    Tokens of one attempt in disjoint buckets: every token is in exactly one, so their sum is prompt + completion.
+    """
+
+    input: int = 0
+    """Prompt tokens that were neither read from nor written to a prompt cache, audio left out."""
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    audio_input: int = 0
+    output: int = 0
+    """Completion tokens that are neither reasoning nor audio."""
+    reasoning: int = 0
+    audio_output: int = 0
+
+    @property
+    def prompt(self) -> int:
+        return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h + self.audio_input
+
+    @property
+    def completion(self) -> int:
+        return self.output + self.reasoning + self.audio_output
+
+
+UsageSource = Literal["provider", "drained", "counted", "ambiguous", "orphan", "none"]
+"""Where an attempt's usage comes from; only the first two and the last are exact."""
+
+PriceState = Literal["priced", "free", "unknown"]
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """A limit on money: so much in each window. Neither a window nor a calendar: one period for ever."""
+
+    id: str
+    scope: Literal["key", "user", "team", "provider", "global"]
+    subject: str
+    limit_nano_usd: int
+    window_seconds: int | None = None
+    calendar: Literal["day", "week", "month"] | None = None
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is behind a request: a virtual key, and the user and team it belongs to."""
+
+    key_id: str
+    name: str
+    display: str
+    """`sk-strata-Jm3v…f9Tc`: enough to recognise, too little to use."""
+    models: tuple[str, ...] = ("*",)
+    rpm: int | None = None
+    budgets: tuple[Budget, ...] = ()
+    user_id: str | None = None
+    team_id: str | None = None
+    admin: bool = False
+
+
+class Hold(msgspec.Struct):
+    """
+    Money set aside for one attempt, at every budget that applies at once. Resolved exactly once, with what it really
+    cost; the two tuples run in parallel and say which period of which budget the row will count against.
+    """
+
+    nano_usd: int
+    budget_ids: tuple[str, ...] = ()
+    period_starts_ms: tuple[int, ...] = ()
+    resolved: bool = False
+
+
+class Attempt(msgspec.Struct):
+    """One provider tried. It has exactly one ledger row once a request byte may have left."""
+
+    number: int
+    deployment: Deployment
+    started_ns: int
+    dispatched: bool = False
+    """The dispatch record is in the journal."""
+    settled: bool = False
+    ended_ns: int = 0
+    first_event_ns: int = 0
+    status: int = 0
+    """The provider's HTTP status; 0 if none came."""
+    outcome: str = ""
+    """`ok` or an error_type."""
+    usage: Usage | None = None
+    usage_raw: bytes = b""
+    """The provider's own usage object, as it came."""
+    source: UsageSource = "none"
+    delivered_text: list[str] = msgspec.field(default_factory=list)
+    """Text of the answer so far, bounded; counted when the provider reports no usage."""
+    delivered_events: int = 0
+    input_tokens_bound: int = 0
+    output_tokens_bound: int = 0
+    hold: Hold | None = None
+    price_state: PriceState = "unknown"
+    price_source: str = ""
+    cost_nano_usd: int = 0
+    usage_suspect: bool = False
+
+
+class Exchange(msgspec.Struct):
+    """One client request. `id` is a UUIDv7 (16 bytes); clients see `request_id` (`req_…`, or the one they sent)."""
+
+    id: bytes
+    request_id: str
+    endpoint: str
+    started_at_ms: int
+    started_ns: int
+    stream: bool = False
+    model: str = ""
+    """The name the client asked for, as configured; "" until it is known to be one of ours."""
+    caller: Caller | None = None
+    resolved: Model | None = None
+    attempts: list[Attempt] = msgspec.field(default_factory=list)
+    notices: list[Notice] = msgspec.field(default_factory=list)
+    error: GatewayError | None = None
+    status: int = 0
+    hints: dict[str, str] = msgspec.field(default_factory=dict)
+    """The client's own `x-strata-…` headers, lower case."""
+    client_left: bool = False
+    upstream_wait_ns: int = 0
+    """Time spent waiting for providers; the rest of the duration is our overhead."""
+    finish_reason: str = ""
+    closed: bool = False
+
+    @property
+    def served(self) -> Attempt | None:
+        """The attempt whose answer the client got: the last one, if it did not fail before its first event."""
+        return self.attempts[-1] if self.attempts and self.attempts[-1].outcome != "" else None
