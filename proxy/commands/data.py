@@ -1,0 +1,52 @@
+"""
+How a command reaches the data, whether or not the gateway runs: the configured database, else the embedded one of the
+running gateway, else the embedded one, started for the moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.config import Config
+from proxy.storage.embedded import connect_or_start
+from proxy.storage.migrations import migrate
+from proxy.storage.postgres import Database
+
+T = TypeVar("T")
+
+
+@contextmanager
+def owner_dsn(config: Config, home: Path) -> Iterator[str]:
+    """The address of the database, with the rights of its owner, for as long as the block lasts."""
+    if config.database.url is not None:
+        yield config.database.url.reveal()
+        return
+    with connect_or_start(home) as dsn:
+        yield dsn
+
+
+def run(config: Config, home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Does the work with a database that is migrated (if the configuration lets us). Raises GatewayError."""
+
+    async def connected(dsn: str) -> T:
+        if config.database.auto_migrate:
+            await migrate(dsn)
+        database = Database(dsn, size=1)
+        await database.open()
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    with owner_dsn(config, home) as dsn:
+        return asyncio.run(connected(dsn))
+
+
+def apply_migrations(config: Config, home: Path) -> list[str]:
+    """The names of the migrations that were applied."""
+    with owner_dsn(config, home) as dsn:
+        return asyncio.run(migrate(dsn))

@@ -1,0 +1,242 @@
+"""`strata keys`: make, list and revoke virtual keys. A key is shown whole once, where it is made, and never again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proxy.admission.keys import digest, display, new_key
+from proxy.commands import data
+from proxy.config import Config, KeyDefaults, StaticKey
+from proxy.config.keys import may_name
+from proxy.config.problems import Mark, Wrong, shown, suggestion
+from proxy.config.quantities import dollars, integer, whole_seconds
+from proxy.config.yaml import ScalarNode
+from proxy.errors import CallerError
+from proxy.storage.keys import KeyRow, insert_key, list_keys, revoke_key
+from proxy.storage.postgres import Database
+from proxy.storage.vault import Vault
+
+_PERIODS = {60: "a minute", 3_600: "an hour", 86_400: "a day", 604_800: "a week"}
+
+
+def limits(
+    defaults: KeyDefaults, *, models: str | None, budget: str | None, rpm: str | None, expires: str | None
+) -> KeyDefaults:
+    """What a new key gets: the flags, and the configuration's defaults where there are none. Raises `Wrong`."""
+    said: dict[str, Any] = {}
+    if models is not None:
+        said["models"] = tuple(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
+        if not said["models"]:
+            raise Wrong('--models must name at least one model, or "*" for all.')
+    if rpm is not None:
+        said["rpm"] = _parsed("--rpm", rpm, integer(1, 1_000_000_000))
+    if expires is not None:
+        said["expires_seconds"] = _parsed("--expires", expires, whole_seconds)
+    if budget is not None:
+        amount, slash, period = budget.partition("/")
+        said["budget_nano_usd"] = _parsed("--budget", amount.removeprefix("$"), dollars)
+        said["budget_seconds"] = _parsed("--budget", period, whole_seconds) if slash else None
+    return msgspec.structs.replace(defaults, **said)
+
+
+def create(
+    config: Config,
+    home: Path,
+    environ: Mapping[str, str],
+    name: str,
+    wanted: KeyDefaults,
+    *,
+    as_json: bool,
+    clock: Callable[[], float] = time.time,
+) -> str:
+    """Makes a key. Raises GatewayError."""
+    if not re.fullmatch(r"\S(.{0,62}\S)?", name) or not name.isprintable():
+        raise CallerError("A key's name has 1 to 64 printable characters. Choose another name.", code="bad_name")
+    if any(key.name == name for key in config.keys.static):
+        raise CallerError(f'The name "{name}" belongs to a key of {config.source}. Choose another.', code="name_taken")
+    vault = Vault.open(home, environ)
+    key = new_key(config.keys.prefix)
+    expires_at = clock() + wanted.expires_seconds if wanted.expires_seconds else None
+
+    async def insert(database: Database) -> KeyRow:
+        return await insert_key(
+            database,
+            name=name,
+            digest=digest(key, vault.pepper),
+            pepper_id=vault.pepper_id,
+            display=display(key),
+            models=wanted.models,
+            rpm=wanted.rpm,
+            expires_at=expires_at,
+            budget_limit_nano_usd=wanted.budget_nano_usd,
+            budget_window_seconds=wanted.budget_seconds,
+        )
+
+    row = data.run(config, home, insert)
+    if as_json:
+        return _json({**_described(row), "key": key})
+    address = f"http://{_host(config.server.host)}:{config.server.port}"
+    facts = [f"Name {row.name}", f"models {_models(row)}", _budget(row) or "no budget"]
+    facts += [f"{row.rpm} requests/min"] if row.rpm is not None else []
+    facts += [f"expires {_day(row.expires_at)}"] if row.expires_at else []
+    lines = [
+        f"  Key       {key}        copy it now: it is stored only as a hash",
+        f"  {' · '.join(facts)}",
+        f'  Test it   curl -s {address}/v1/models -H "Authorization: Bearer {display(key)}"',
+    ]
+    lines += [f"  Note      {note}" for note in unknown_models(config, wanted.models)]
+    return "\n".join(lines)
+
+
+def unknown_models(config: Config, names: Sequence[str]) -> list[str]:
+    """A word on each name that no model of this configuration has. The gateway may run with another."""
+    return [
+        f"no model is called {shown(name)} in {config.source or 'the configuration'}.{suggestion(name, config.models)}"
+        for name in names
+        if not may_name(name, config.models)
+    ]
+
+
+def show_all(config: Config, home: Path, *, as_json: bool, clock: Callable[[], float] = time.time) -> str:
+    """Every key, newest first, then those of the file. Raises GatewayError."""
+    rows = data.run(config, home, list_keys)
+    if as_json:
+        return _json([*(_described(row) for row in rows), *(_described_static(key) for key in config.keys.static)])
+    if not rows and not config.keys.static:
+        return "There are no keys. Make one with: strata keys create NAME"
+    now = clock()
+    table = [("NAME", "KEY", "MODELS", "BUDGET", "RPM", "CREATED", "EXPIRES", "LAST USED", "STATE")]
+    for row in rows:
+        rpm, state = "-" if row.rpm is None else str(row.rpm), _state(row, now)
+        dates = (_day(row.created_at), _day(row.expires_at), _day(row.last_used_at))
+        table.append((_plain(row.name), row.display, _plain(_models(row)), _budget(row) or "-", rpm, *dates, state))
+    for key in config.keys.static:
+        rpm = "-" if key.rpm is None else str(key.rpm)
+        budget = _money(key.budget_nano_usd, key.budget_seconds) or "-"
+        shown_key = display(key.key.reveal())
+        table.append(
+            (_plain(key.name), shown_key, _plain(",".join(key.models)), budget, rpm, "-", "-", "-", "in the file")
+        )
+    return _aligned(table)
+
+
+def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
+    """Ends a key by its name or id. Raises GatewayError."""
+    if any(key.name == name for key in config.keys.static):
+        raise CallerError(f'The key "{name}" belongs to {config.source}. Take it out there.', code="key_of_file")
+    row = data.run(config, home, lambda database: revoke_key(database, name))
+    if row is None:
+        raise CallerError(f"No key in force is called {shown(name)}. See: strata keys list", code="key_not_found")
+    if as_json:
+        return _json(_described(row))
+    return f'The key "{row.name}" ({row.display}) is revoked. Running gateways refuse it from now on.'
+
+
+def _parsed(flag: str, value: str, parse: Callable[[ScalarNode], Any]) -> Any:
+    try:
+        return parse(ScalarNode(Mark(flag), value.strip(), "any"))
+    except Wrong as wrong:
+        raise Wrong(f"{flag} {wrong}") from None
+
+
+def _described(row: KeyRow) -> dict[str, Any]:
+    budget = row.budgets[0] if row.budgets else None
+    return {
+        "id": row.id,
+        "name": row.name,
+        "display": row.display,
+        "models": row.models,
+        "rpm": row.rpm,
+        "budget_nano_usd": budget.limit_nano_usd if budget else None,
+        "budget_seconds": budget.window_seconds if budget else None,
+        "created_at": _moment(row.created_at),
+        "expires_at": _moment(row.expires_at),
+        "revoked_at": _moment(row.revoked_at),
+        "last_used_at": _moment(row.last_used_at),
+        "source": "database",
+    }
+
+
+def _described_static(key: StaticKey) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "display": display(key.key.reveal()),
+        "models": key.models,
+        "rpm": key.rpm,
+        "budget_nano_usd": key.budget_nano_usd,
+        "budget_seconds": key.budget_seconds,
+        "source": "file",
+    }
+
+
+def _state(row: KeyRow, now: float) -> str:
+    if row.revoked_at is not None:
+        return "revoked"
+    return "expired" if row.expires_at is not None and row.expires_at <= now else "active"
+
+
+def _models(row: KeyRow) -> str:
+    return "all" if "*" in row.models else ",".join(row.models)
+
+
+def _budget(row: KeyRow) -> str:
+    return _money(row.budgets[0].limit_nano_usd, row.budgets[0].window_seconds) if row.budgets else ""
+
+
+def _money(nano_usd: int | None, seconds: int | None) -> str:
+    if nano_usd is None:
+        return ""
+    whole, rest = divmod(nano_usd, 10**9)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"${whole}.{decimals} {_period(seconds)}"
+
+
+def _period(seconds: int | None) -> str:
+    if seconds is None:
+        return "in all"
+    if seconds in _PERIODS:
+        return _PERIODS[seconds]
+    for length, word in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds % length == 0:
+            return f"in {seconds // length} {word}"
+    return f"in {seconds} seconds"
+
+
+def _day(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _host(host: str) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _plain(text: str) -> str:
+    """A name from the database on a terminal: nothing in it may move the cursor."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

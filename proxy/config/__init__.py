@@ -1,0 +1,218 @@
+"""
+What the operator wrote, as frozen structs. `load` reads YAML; nothing else in the house parses it.
+
+Names of the fields are the keys of config.yaml. Durations are seconds, sizes bytes, money nano-dollars: the unit is in
+the name of every derived field. A `Secret` never shows itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Secret:
+    """A value that must not be printed. `reveal()` is called in the two places that put it on a wire."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret(…{self._value[-4:]})" if len(self._value) >= 12 else "Secret(…)"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen, keyword only, and an unknown key is an error."""
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: int = 4000
+    max_body_bytes: int = 20_000_000
+    max_in_flight: int = 1000
+    keepalive_seconds: float = 15.0
+    """SSE comment while a stream is silent; 0 turns it off."""
+    header_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 30.0
+    write_timeout_seconds: float = 30.0
+    """A client that does not read for this long counts as gone."""
+    shutdown_grace_seconds: float = 30.0
+    response_headers: Literal["full", "minimal"] = "full"
+
+
+class Database(Struct, frozen=True, kw_only=True):
+    url: Secret | None = None
+    """None: the embedded server in the data folder."""
+    auto_migrate: bool = True
+    pool: int = 4
+
+
+class Auth(Struct, frozen=True, kw_only=True):
+    master_key: Secret | None = None
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """How long each part of one attempt may take, in seconds."""
+
+    connect_seconds: float = 5.0
+    first_byte_seconds: float = 60.0
+    """Streams: until the first event. Not streamed: `total_seconds` counts alone."""
+    idle_seconds: float = 60.0
+    """Between two events that mean something; comments do not count."""
+    total_seconds: float = 600.0
+
+
+class Provider(Struct, frozen=True, kw_only=True):
+    """An account somewhere: where, with which credential, which api it speaks. Data."""
+
+    name: str
+    api: str = "openai"
+    """The module in `proxy.providers` that speaks it."""
+    api_base: str
+    api_key: Secret | None = None
+    headers: dict[str, str] = {}
+    quirks: dict[str, object] = {}
+    """Small differences as data: {"rename": {…}, "drop": […], "set": {…}}."""
+    max_connections: int = 256
+    max_response_bytes: int = 64_000_000
+    bills_after_abort: bool = True
+    """Whether it goes on billing when we hang up. True: an abandoned answer is read to its end."""
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """One concrete thing that can serve a model."""
+
+    provider: Provider
+    model: str
+    """The name the provider knows."""
+    weight: int = 1
+    order: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider.name}/{self.model}"
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A name that clients may ask for, and who can serve it. `*` in `name` matches any tail (a whole provider)."""
+
+    name: str
+    deployments: tuple[Deployment, ...]
+    """Lower `order` first; within one order, load is shared by `weight`."""
+    fallbacks: tuple[str, ...] = ()
+    timeouts: Timeouts = Timeouts()
+    num_retries: int = 2
+    """Attempts beyond the first, over all deployments, only before the first content event."""
+    params: dict[str, object] = {}
+    """Used where the client sends none."""
+
+
+class Rest(Struct, frozen=True, kw_only=True):
+    """When a failing deployment rests."""
+
+    allowed_fails: int = 3
+    """Within a minute; then it rests."""
+    cooldown_seconds: float = 30.0
+
+
+class KeyDefaults(Struct, frozen=True, kw_only=True):
+    models: tuple[str, ...] = ("*",)
+    rpm: int | None = None
+    budget_nano_usd: int | None = None
+    budget_seconds: int | None = None
+    expires_seconds: int | None = None
+
+
+class StaticKey(Struct, frozen=True, kw_only=True):
+    """A key that the file owns."""
+
+    name: str
+    key: Secret
+    models: tuple[str, ...] = ("*",)
+    rpm: int | None = None
+    budget_nano_usd: int | None = None
+    budget_seconds: int | None = None
+
+
+class Keys(Struct, frozen=True, kw_only=True):
+    prefix: str = "sk-strata-"
+    defaults: KeyDefaults = KeyDefaults()
+    static: tuple[StaticKey, ...] = ()
+
+
+class PriceOverride(Struct, frozen=True, kw_only=True):
+    """Nano-dollars a token. A price of zero is free; a missing one is unknown."""
+
+    input_nano_usd: int | None = None
+    output_nano_usd: int | None = None
+    cached_input_nano_usd: int | None = None
+    cache_write_nano_usd: int | None = None
+    request_nano_usd: int = 0
+
+
+class Prices(Struct, frozen=True, kw_only=True):
+    on_missing: Literal["warn", "block"] = "warn"
+    """`block` is always in force for keys with a budget."""
+    models: dict[str, PriceOverride] = {}
+    """By deployment name; `gpu/*` covers a provider."""
+
+
+class Metrics(Struct, frozen=True, kw_only=True):
+    enabled: bool = True
+    path: str = "/metrics"
+    token: Secret | None = None
+    max_keys: int = 200
+
+
+class Logging(Struct, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "pretty"] = "auto"
+
+
+class Ledger(Struct, frozen=True, kw_only=True):
+    """The journal of money rows (docs: how the bill stays right)."""
+
+    fsync_interval_seconds: float = 0.005
+    segment_bytes: int = 64_000_000
+    retention_seconds: float = 86_400.0
+    ship_interval_seconds: float = 0.25
+    batch_rows: int = 200
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    server: Server = Server()
+    database: Database = Database()
+    auth: Auth = Auth()
+    providers: dict[str, Provider] = {}
+    models: dict[str, Model] = {}
+    """By name; patterns (`openai/*`) too."""
+    rest: Rest = Rest()
+    keys: Keys = Keys()
+    prices: Prices = Prices()
+    metrics: Metrics = Metrics()
+    logging: Logging = Logging()
+    ledger: Ledger = Ledger()
+    warnings: tuple[str, ...] = ()
+    """What is worth saying and stops nothing: a provider without its variable, a model without a price."""
+    off: dict[str, str] = {}
+    """Providers that are off, and why: `OPENAI_API_KEY is not set`."""
+    source: str | None = None
+    """The file it came from; None: defaults and the environment."""
+    hash: str = ""

@@ -1,0 +1,284 @@
+"""
+config.yaml and the environment become one frozen `Config`, or a `ConfigError` that names everything that is wrong.
+
+What wins: a flag (the command line replaces fields afterwards), then the environment (`STRATA_SERVER__PORT`), then the
+file, then the default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from proxy.config import (
+    Auth,
+    Config,
+    Database,
+    Ledger,
+    Logging,
+    Metrics,
+    Prices,
+    Rest,
+    Server,
+    Timeouts,
+)
+from proxy.config.keys import read_keys
+from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
+from proxy.config.prices import read_prices
+from proxy.config.problems import ConfigError, Mark, Problem, Report, Wrong, suggestion
+from proxy.config.providers import Providers
+from proxy.config.quantities import boolean, choice, duration, integer, secret, size, text
+from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
+from proxy.config.references import Resolver
+from proxy.config.yaml import MAX_BYTES, Entry, MappingNode, Node, ScalarNode, is_null, parse
+
+MIN_MASTER_KEY = 32
+
+
+def postgres_url(node: Node) -> object:
+    url = secret(node)
+    if not url.reveal().startswith(("postgres://", "postgresql://")):
+        raise Wrong("must begin with postgresql://; leave it out for the database that comes with Strata.")
+    return url
+
+
+def _path(node: Node) -> str:
+    path = text(node)
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        raise Wrong(f"must be a path like /metrics, not {node}.")
+    return path
+
+
+_TIME = duration(0.01, 86_400)
+_SERVER: Keys = {
+    "host": Key("host", text),
+    "port": Key("port", integer(1, 65_535)),
+    "max_body": Key("max_body_bytes", size(1_000, 10**9)),
+    "max_in_flight": Key("max_in_flight", integer(1, 1_000_000)),
+    "keepalive": Key("keepalive_seconds", duration(0, 3_600)),
+    "header_timeout": Key("header_timeout_seconds", _TIME),
+    "body_timeout": Key("body_timeout_seconds", _TIME),
+    "write_timeout": Key("write_timeout_seconds", _TIME),
+    "shutdown_grace": Key("shutdown_grace_seconds", duration(0, 86_400)),
+    "response_headers": Key("response_headers", choice("full", "minimal")),
+}
+_DATABASE: Keys = {
+    "url": Key("url", postgres_url),
+    "auto_migrate": Key("auto_migrate", boolean),
+    "pool": Key("pool", integer(1, 1_000)),
+}
+_AUTH: Keys = {"master_key": Key("master_key", secret)}
+_DEFAULTS: Keys = {**TIMEOUTS, "num_retries": NUM_RETRIES}
+_REST: Keys = {
+    "allowed_fails": Key("allowed_fails", integer(1, 1_000_000)),
+    "cooldown_time": Key("cooldown_seconds", duration(0, 86_400)),
+}
+_METRICS: Keys = {
+    "enabled": Key("enabled", boolean),
+    "path": Key("path", _path),
+    "token": Key("token", secret),
+    "max_keys": Key("max_keys", integer(0, 100_000)),
+}
+_LOGGING: Keys = {
+    "level": Key("level", choice("debug", "info", "warning", "error")),
+    "format": Key("format", choice("auto", "json", "pretty")),
+}
+_LEDGER: Keys = {
+    "fsync_interval": Key("fsync_interval_seconds", duration(0, 10)),
+    "segment_size": Key("segment_bytes", size(100_000, 10**10)),
+    "retention": Key("retention_seconds", duration(0)),
+    "ship_interval": Key("ship_interval_seconds", duration(0.01, 3_600)),
+    "batch_rows": Key("batch_rows", integer(1, 1_000)),
+}
+_SECTIONS = [
+    "server", "database", "auth", "providers", "models", "defaults", "keys", "prices", "telemetry", "logging", "ledger",
+]  # fmt: skip
+_LITELLM = {
+    "model_list": "models go under models, as name: provider/model",
+    "litellm_settings": "retries and timeouts go under defaults",
+    "router_settings": "retries and timeouts go under defaults",
+    "general_settings": "the master key goes under auth, the database under database",
+    "environment_variables": "write ${NAME} where the value is needed",
+}
+
+
+class Examined(NamedTuple):
+    """A configuration with everything there is to say about it; None if it cannot be used."""
+
+    config: Config | None
+    problems: list[Problem]
+
+
+def find(environ: Mapping[str, str], folder: Path) -> Path | None:
+    """The file to use when none is named: STRATA_CONFIG, else config.yaml in this folder, else none."""
+    named = environ.get("STRATA_CONFIG")
+    if named:
+        return Path(named)
+    usual = folder / "config.yaml"
+    return usual if usual.is_file() else None
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The configuration. Raises ConfigError with everything that is wrong with it."""
+    config, problems = examine(path, environ)
+    if config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def examine(
+    path: Path | None, environ: Mapping[str, str], *, new_secret: Callable[[], str] = lambda: secrets.token_urlsafe(32)
+) -> Examined:
+    """Like `load`, but raises nothing and also returns the warnings and notes with their places."""
+    try:
+        data = _read(path) if path is not None else b""
+        return _examine(path, data, environ, new_secret)
+    except ConfigError as error:
+        return Examined(None, error.problems)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or "error").lower()
+        raise ConfigError([Problem(0, 0, "error", f"the file cannot be read: {reason}.", str(path))]) from None
+
+
+def _examine(path: Path | None, data: bytes, environ: Mapping[str, str], new_secret: Callable[[], str]) -> Examined:
+    file = str(path) if path is not None else "environment"
+    report = Report()
+    root = _overridden(parse(data, file), environ, report)
+    sections: dict[str, Node] = {}
+    resolver = Resolver(environ, path.parent if path is not None else Path(), report)
+    for name, entry in entries_of(root, "the file", report):
+        if name in _LITELLM:
+            report.error(entry.key.at, f'unknown key "{name}". That is LiteLLM\'s; here {_LITELLM[name]}.')
+        elif name not in _SECTIONS:
+            unknown_key(name, entry.key.at, "", _SECTIONS, report)
+        elif name == "providers":
+            sections[name] = entry.value
+        else:
+            sections[name] = resolver.resolve(entry.value, lambda at, why: report.error(at, f"{why}. {_FIX}"))
+    config = _build(sections, resolver, environ, report, new_secret)
+    problems = report.in_order()
+    if config is None or report.failed:
+        return Examined(None, problems)
+    warnings = tuple(f"{problem.at}: {problem.message}" for problem in problems if problem.severity == "warning")
+    digest = hashlib.sha256(data).hexdigest()[:12] if path is not None else ""
+    source = file if path is not None else None
+    return Examined(msgspec.structs.replace(config, warnings=warnings, source=source, hash=digest), problems)
+
+
+_FIX = "Set it, or write a fallback: ${NAME:-fallback}."
+
+
+def _build(
+    sections: Mapping[str, Node],
+    resolver: Resolver,
+    environ: Mapping[str, str],
+    report: Report,
+    new_secret: Callable[[], str],
+) -> Config | None:
+    def fields(section: str, keys: Keys) -> dict[str, Any]:
+        return read_map(sections.get(section), section, keys, report)
+
+    providers = Providers(environ, report)
+    providers.read(sections.get("providers"), resolver)
+    defaults = fields("defaults", {**_DEFAULTS, **_REST})
+    rest = {key.field: defaults.pop(key.field) for key in _REST.values() if key.field in defaults}
+    num_retries = defaults.pop("num_retries", 2)
+    models = Models(providers, Timeouts(**defaults), num_retries, report).read(_present(sections.get("models")))
+    telemetry = sections.get("telemetry")
+    read_map(telemetry, "telemetry", {}, report, besides=("metrics",))
+    metrics = read_map(child(telemetry, "metrics"), "telemetry.metrics", _METRICS, report)
+    flag_inline_secret(child(child(telemetry, "metrics"), "token"), "telemetry.metrics.token", "METRICS_TOKEN", report)
+    database = fields("database", _DATABASE)
+    url = child(sections.get("database"), "url")
+    if isinstance(url, ScalarNode) and "@" in url.text and ":" in url.text.partition("://")[2].rpartition("@")[0]:
+        flag_inline_secret(url, "database.url", "DATABASE_URL", report)
+    auth = fields("auth", _AUTH)
+    _check_master_key(auth, child(sections.get("auth"), "master_key"), report, new_secret)
+    server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
+    keys = read_keys(sections.get("keys"), models, report)
+    prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
+    if report.failed:
+        return None
+    return Config(
+        server=Server(**server),
+        database=Database(**database),
+        auth=Auth(**auth),
+        providers=providers.on,
+        models=models,
+        rest=Rest(**rest),
+        keys=keys,
+        prices=prices,
+        metrics=Metrics(**metrics),
+        logging=Logging(**logging),
+        ledger=Ledger(**ledger),
+        off={name: off.reason for name, off in providers.off.items()},
+    )
+
+
+def _present(node: Node | None) -> Node | None:
+    return None if node is None or is_null(node) else node
+
+
+def _check_master_key(
+    auth: Mapping[str, Any], node: Node | None, report: Report, new_secret: Callable[[], str]
+) -> None:
+    if "master_key" not in auth or node is None:
+        return
+    key = auth["master_key"].reveal()
+    if len(key) < MIN_MASTER_KEY or len(set(key)) < 10:
+        why = f"has {len(key)} characters" if len(key) < MIN_MASTER_KEY else "repeats itself"
+        better = f"STRATA_MASTER_KEY=sk-strata-admin-{new_secret()}"
+        report.error(node.at, f"auth.master_key is too weak: it {why}. Use this one: {better}")
+        return
+    flag_inline_secret(node, "auth.master_key", "STRATA_MASTER_KEY", report)
+
+
+def _overridden(root: Node, environ: Mapping[str, str], report: Report) -> Node:
+    """The file's tree with what the environment says put over it."""
+    usual = {("database", "url"): "DATABASE_URL", ("auth", "master_key"): "STRATA_MASTER_KEY"}
+    paths: dict[tuple[str, ...], str] = {path: name for path, name in usual.items() if environ.get(name)}
+    for (section, key), name in usual.items():
+        written = child(child(root, section), key)
+        if name in paths.values() and isinstance(written, ScalarNode) and "$" not in written.text:
+            report.warning(written.at, f"{section}.{key} is not used: {name} is set, and the environment wins.")
+    for name in sorted(environ):
+        path = tuple(name.removeprefix("STRATA_").lower().split("__"))
+        if not name.startswith("STRATA_") or len(path) < 2 or not environ[name]:
+            continue
+        if path[0] not in _SECTIONS or not all(path):
+            hint = suggestion(path[0], _SECTIONS)
+            report.error(Mark("environment"), f'{name}: there is no section "{path[0]}".{hint}')
+            continue
+        paths[path] = name
+    for path, name in paths.items():
+        root = _put(root, path, ScalarNode(Mark(f"environment {name}"), _escaped(environ[name]), "any", f"${{{name}}}"))
+    return root
+
+
+def _escaped(value: str) -> str:
+    """A value of the environment means itself: nothing in it is a reference."""
+    return value.replace("$", "$$")
+
+
+def _put(node: Node, path: tuple[str, ...], value: ScalarNode) -> Node:
+    if not path:
+        return value
+    entries = dict(node.entries) if isinstance(node, MappingNode) else {}
+    if not isinstance(node, MappingNode) and not is_null(node):
+        return node  # wrong anyway; the reader says so
+    name, rest = path[0], path[1:]
+    old = entries[name] if name in entries else Entry(ScalarNode(value.at, name), ScalarNode(value.at, "", "null"))
+    entries[name] = Entry(old.key, _put(old.value, rest, value))
+    return MappingNode(node.at, entries)

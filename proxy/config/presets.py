@@ -1,0 +1,43 @@
+"""
+Providers known by name: data, so that `providers: {groq: }` is enough. A name that is not here needs `type` and
+`api_base` in the file.
+
+`bills_after_abort` follows OpenRouter's published table of which providers stop billing when a stream is aborted
+(openrouter.ai/docs/api-reference/streaming, a stored copy looked up in November 2026). It is one third party's word,
+not the providers' own; where it is silent the cautious answer is True, and the file can say otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Preset(NamedTuple):
+    api_base: str
+    variable: str | None
+    """The environment variable that usually holds the key; None: it needs none."""
+    api: str = "openai"
+    bills_after_abort: bool = True
+
+
+PRESETS: dict[str, Preset] = {
+    "openai": Preset("https://api.openai.com/v1", "OPENAI_API_KEY", bills_after_abort=False),
+    "anthropic": Preset("https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False),
+    "groq": Preset("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "deepseek": Preset("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", bills_after_abort=False),
+    "xai": Preset("https://api.x.ai/v1", "XAI_API_KEY", bills_after_abort=False),
+    "openrouter": Preset("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "together": Preset("https://api.together.xyz/v1", "TOGETHER_API_KEY", bills_after_abort=False),
+    "fireworks": Preset("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", bills_after_abort=False),
+    "mistral": Preset("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+    "cerebras": Preset("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+    "perplexity": Preset("https://api.perplexity.ai", "PERPLEXITY_API_KEY"),
+    # On one's own machine nobody bills, and hanging up frees the processor.
+    "ollama": Preset("http://127.0.0.1:11434/v1", None, bills_after_abort=False),
+}
+
+SIM = "sim"
+SIM_API_BASE = "http://sim.invalid/v1"
+"""The simulated provider is in this process; the app puts its real address here at the start."""
+SIM_QUIRKS: dict[str, object] = {"forward": ("x-strata-sim",)}
+"""A client may ask the simulated provider for a fault; no other provider sees the header."""

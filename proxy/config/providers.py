@@ -1,0 +1,181 @@
+"""
+The `providers` section. A known name needs nothing but its usual variable, and then it need not even be listed; a name
+of one's own needs a type and an address. A provider whose variable is missing is off, which stops nothing else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from proxy.config import Provider, Secret
+from proxy.config.presets import PRESETS, SIM, SIM_API_BASE, SIM_QUIRKS, Preset
+from proxy.config.problems import Mark, Report, shown, suggestion
+from proxy.config.quantities import boolean, integer, json_map, secret, size, text, text_map
+from proxy.config.reading import Key, child, entries_of, flag_inline_secret, read_map
+from proxy.config.references import Resolver
+from proxy.config.yaml import Node
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+COMPATIBLE = "openai_compatible"
+
+_KEYS = {
+    "type": Key("type", text),
+    "api_base": Key("api_base", text),
+    "api_key": Key("api_key", secret),
+    "headers": Key("headers", text_map),
+    "quirks": Key("quirks", json_map),
+    "max_connections": Key("max_connections", integer(1, 65_536)),
+    "max_response": Key("max_response_bytes", size(1_000, 10**10)),
+    "bills_after_abort": Key("bills_after_abort", boolean),
+}
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"})
+_KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "proxy-authorization", "cookie"})
+_PRIVATE_ENDINGS = (".internal", ".local", ".lan", ".home.arpa", ".svc", ".cluster.local", ".localhost")
+
+
+class Off(NamedTuple):
+    at: Mark
+    reason: str
+
+
+class Providers:
+    """Those that are on, those that are off and why, and those that come into being when a model names them."""
+
+    def __init__(self, environ: Mapping[str, str], report: Report) -> None:
+        self._environ = environ
+        self._report = report
+        self.on: dict[str, Provider] = {}
+        self.off: dict[str, Off] = {}
+        self._refused: set[str] = set()
+
+    def read(self, node: Node | None, resolver: Resolver) -> None:
+        for name, entry in entries_of(node, "providers", self._report):
+            at = entry.key.at
+            if name == SIM:
+                self._report.error(at, "providers.sim is built in and has no settings; leave it out.")
+            elif not NAME.fullmatch(name):
+                self._report.error(at, f"{shown(name)} cannot name a provider: letters, digits, dots, - and _ only.")
+            else:
+                before = len(self._report.problems)
+                missing: dict[str, None] = {}
+                value = resolver.resolve(entry.value, lambda _, reason, seen=missing: seen.setdefault(reason))  # type: ignore[misc]
+                self._read_one(name, at, value, list(missing), before)
+        for name, preset in PRESETS.items():
+            if preset.variable and self._environ.get(preset.variable):
+                self.find(name, Mark("environment"))
+        self.on[SIM] = Provider(name=SIM, api="openai", api_base=SIM_API_BASE, quirks=SIM_QUIRKS)
+
+    def known(self) -> list[str]:
+        return list(dict.fromkeys([*self.on, *self.off, *self._refused, *PRESETS]))
+
+    def find(self, name: str, at: Mark) -> Provider | None:
+        """A provider that is on; a known one that the file does not list is made from its variable, or is off."""
+        if name not in self.on and name not in self.off and name not in self._refused and name in PRESETS:
+            self._add(name, at, {}, PRESETS[name])
+        return self.on.get(name)
+
+    def _read_one(self, name: str, at: Mark, node: Node, missing: list[str], before: int) -> None:
+        """`before`: how many problems there were before this provider's."""
+        report, path = self._report, f"providers.{name}"
+        fields = read_map(node, path, _KEYS, report)
+        kind = fields.pop("type", None)
+        preset = PRESETS.get(kind or name)
+        if kind and kind != COMPATIBLE and preset is None and not (kind.isidentifier() and kind.islower()):
+            report.error(at, f"{path}.type {shown(kind)} is not known.{suggestion(kind, [COMPATIBLE, *PRESETS])}")
+        complete = not missing and not _errors(report, before)
+        if complete and kind is None and preset is None:
+            close = suggestion(name, PRESETS) if "Did you" in suggestion(name, PRESETS) else ""
+            report.error(at, f"{path} needs a type, for example {COMPATIBLE}: this name is not a known one.{close}")
+        elif complete and preset is None and "api_base" not in fields:
+            report.error(at, f"{path} needs an api_base, for example http://127.0.0.1:8000/v1.")
+        if kind and preset is None:
+            fields["api"] = "openai" if kind == COMPATIBLE else kind
+        variable = (preset and preset.variable) or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
+        flag_inline_secret(child(node, "api_key"), f"{path}.api_key", variable, report)
+        self._check_headers(child(node, "headers"), path, fields)
+        address = child(node, "api_base")
+        if address is not None and "api_base" in fields:
+            api = fields.get("api") or (preset.api if preset else "openai")
+            fields["api_base"] = self._address(fields["api_base"], address.at, f"{path}.api_base", api)
+        if _errors(report, before):
+            self._refused.add(name)
+        elif missing:
+            self.off[name] = Off(at, " and ".join(missing))
+        else:
+            self._add(name, at, fields, preset)
+
+    def _add(self, name: str, at: Mark, fields: dict[str, Any], preset: Preset | None) -> None:
+        if preset is not None:
+            fields = {
+                "api": preset.api,
+                "api_base": preset.api_base,
+                "bills_after_abort": preset.bills_after_abort,
+            } | fields
+            if "api_key" not in fields and preset.variable:
+                value = self._environ.get(preset.variable, "").strip()
+                if not value:
+                    self.off[name] = Off(at, f"{preset.variable} is not set")
+                    return
+                fields["api_key"] = Secret(value)
+        self.on[name] = Provider(name=name, **fields)
+
+    def _check_headers(self, node: Node | None, path: str, fields: dict[str, Any]) -> None:
+        for header in fields.get("headers", {}):
+            at = node.at if node is not None else Mark("environment")
+            if not _HEADER.fullmatch(header):
+                self._report.error(at, f"{path}.headers: {shown(header)} cannot be the name of a header.")
+            elif header.lower() in _KEY_HEADERS:
+                self._report.error(at, f"{path}.headers: {header} would hold a secret; put the key under api_key.")
+            elif header.lower() in _OWN_HEADERS:
+                self._report.error(at, f"{path}.headers: {header} belongs to the connection and cannot be set.")
+
+    def _address(self, url: str, at: Mark, path: str, api: str) -> str:
+        """The address without its last slash. What is wrong with it is reported, never shown: it may hold a key."""
+        report = self._report
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port, parts = None, None, SplitResult("", "", "", "", "")
+        if parts.scheme not in ("http", "https") or not host or port == 0 or not _plain(url):
+            report.error(at, f"{path} must be an address like https://api.example.com/v1.")
+        elif "@" in parts.netloc:
+            report.error(at, f"{path} must not hold a user name or password; put the key under api_key.")
+        elif "?" in url or "#" in url:
+            report.error(at, f"{path} must end with its path: no ? and no #.")
+        elif parts.scheme == "http" and not is_loopback(host):
+            if api != "openai":
+                report.error(at, f"{path} must begin with https://: the key would travel unencrypted to {host}.")
+            elif not _is_private(host):
+                report.warning(at, f"{path} is not https: the key and every prompt travel unencrypted to {host}.")
+        return url.rstrip("/")
+
+
+def _errors(report: Report, before: int) -> bool:
+    return any(problem.severity == "error" for problem in report.problems[before:])
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_private(host: str) -> bool:
+    """An address or a name that only exists inside somebody's network."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_ENDINGS)
+
+
+def _plain(url: str) -> bool:
+    return url.isascii() and url.isprintable() and not any(mark in url for mark in ' "<>\\^`{|}*')
