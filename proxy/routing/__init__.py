@@ -1,0 +1,1 @@
+"""Model -> deployments in order; who is resting; what may be retried. Pure: clock and dice are arguments."""
