@@ -1,0 +1,214 @@
+"""
+The SQL of the ledger. A row is written once and never changed; sending it again is harmless.
+
+Budgets, leases and hourly sums move in the statement that inserts the rows, and only by those it really inserts. So
+they equal the rows by construction, however often and in whatever order the workers ship.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import msgspec
+
+from proxy.errors import GatewayFault
+from proxy.storage.postgres import Database
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SHIP_SECONDS = 10.0
+
+
+class LedgerRow(msgspec.Struct, frozen=True, array_like=True):
+    """The columns of strata.usage, in their order. `budget_ids` and `budget_starts_ms` run in parallel."""
+
+    request_id: bytes
+    attempt: int
+    started_at_ms: int
+    worker_id: bytes
+    public_id: str
+    key_id: str | None
+    key_name: str
+    user_id: str | None
+    team_id: str | None
+    endpoint: str
+    model: str
+    deployment: str
+    provider: str
+    stream: bool
+    status: int
+    outcome: str
+    source: str
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    audio_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    audio_output_tokens: int
+    cost_nano_usd: int
+    price_state: str
+    price_source: str
+    usage_raw: str
+    usage_suspect: bool
+    duration_ms: int
+    first_token_ms: int | None
+    budget_ids: tuple[str, ...] = ()
+    budget_starts_ms: tuple[int, ...] = ()
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class RowsRefused(GatewayFault):
+    """Postgres will never take one of these rows as it is. Ship them one by one to find it, and set it aside."""
+
+
+# The rows of a batch touch the same periods in any order; all who ship, lease or return lock them in this one.
+LOCK_PERIODS = """
+    SELECT 1 FROM strata.budget_periods
+    WHERE (budget_id, starts_at) IN (SELECT * FROM unnest($1::text[]::uuid[], $2::timestamptz[]))
+    ORDER BY budget_id, starts_at FOR UPDATE
+"""
+
+# A database restored from a backup may not have the period of a row any more; money spent is counted all the same.
+RESTORE_PERIODS = """
+    INSERT INTO strata.budget_periods (budget_id, starts_at, ends_at)
+    SELECT b.id, t.starts_at, p.ends_at
+    FROM unnest($1::text[]::uuid[], $2::timestamptz[]) t(budget_id, starts_at)
+    JOIN strata.budgets b ON b.id = t.budget_id
+    CROSS JOIN LATERAL strata.period_at(b.window_seconds, b.calendar, t.starts_at) p
+    ORDER BY b.id, t.starts_at
+    ON CONFLICT DO NOTHING
+"""
+
+SHIP = """
+    WITH inserted AS (
+        INSERT INTO strata.usage (
+            request_id, attempt, started_at, worker_id, public_id, key_id, key_name, user_id, team_id, endpoint, model,
+            deployment, provider, stream, status, outcome, source, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, audio_input_tokens, output_tokens, reasoning_tokens,
+            audio_output_tokens, cost_nano_usd, price_state, price_source, usage_raw, usage_suspect, duration_ms,
+            first_token_ms, budget_ids, budget_starts)
+        SELECT
+            encode(decode(r->>0, 'base64'), 'hex')::uuid, (r->>1)::smallint,
+            timestamptz 'epoch' + (r->>2)::bigint * interval '1 millisecond',
+            encode(decode(r->>3, 'base64'), 'hex')::uuid, r->>4, (r->>5)::uuid, r->>6, (r->>7)::uuid,
+            (r->>8)::uuid, r->>9, r->>10, r->>11, r->>12, (r->>13)::boolean, (r->>14)::smallint, r->>15, r->>16,
+            (r->>17)::bigint, (r->>18)::bigint, (r->>19)::bigint, (r->>20)::bigint, (r->>21)::bigint,
+            (r->>22)::bigint, (r->>23)::bigint, (r->>24)::bigint, (r->>25)::bigint, r->>26, r->>27, r->>28,
+            (r->>29)::boolean, (r->>30)::bigint, (r->>31)::bigint,
+            ARRAY(SELECT jsonb_array_elements_text(r->32))::uuid[],
+            ARRAY(SELECT timestamptz 'epoch' + t::bigint * interval '1 millisecond'
+                  FROM jsonb_array_elements_text(r->33) t)
+        FROM jsonb_array_elements($1::jsonb) AS r
+        ON CONFLICT DO NOTHING
+        RETURNING *
+    ), spent AS (
+        SELECT b.budget_id, b.starts_at, i.worker_id, sum(i.cost_nano_usd)::bigint AS cost
+        FROM inserted i CROSS JOIN LATERAL unnest(i.budget_ids, i.budget_starts) b(budget_id, starts_at)
+        GROUP BY 1, 2, 3
+    ), lease AS (
+        UPDATE strata.leases l SET granted_nano_usd = l.granted_nano_usd - s.cost
+        FROM spent s
+        WHERE l.budget_id = s.budget_id AND l.starts_at = s.starts_at AND l.worker_id = s.worker_id
+        RETURNING l.budget_id, l.starts_at, s.cost
+    ), moved AS (
+        SELECT budget_id, starts_at, sum(settled)::bigint AS settled, sum(leased)::bigint AS leased
+        FROM (
+            SELECT budget_id, starts_at, cost AS settled, 0 AS leased FROM spent
+            UNION ALL
+            SELECT budget_id, starts_at, 0, cost FROM lease
+        ) both_sides
+        GROUP BY 1, 2
+    ), period AS (
+        UPDATE strata.budget_periods p
+        SET settled_nano_usd = p.settled_nano_usd + m.settled, leased_nano_usd = p.leased_nano_usd - m.leased
+        FROM moved m WHERE p.budget_id = m.budget_id AND p.starts_at = m.starts_at
+    ), hourly AS (
+        INSERT INTO strata.usage_hourly AS h (
+            bucket, key_id, user_id, team_id, model, deployment, provider, attempts, errors, estimated, unpriced,
+            input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd)
+        SELECT
+            date_trunc('hour', started_at, 'UTC'), coalesce(key_id, '00000000-0000-0000-0000-000000000000'),
+            coalesce(user_id, '00000000-0000-0000-0000-000000000000'),
+            coalesce(team_id, '00000000-0000-0000-0000-000000000000'), model, deployment, provider,
+            count(*) FILTER (WHERE attempt > 0),
+            count(*) FILTER (WHERE attempt > 0 AND outcome <> 'ok'),
+            count(*) FILTER (WHERE source IN ('counted', 'ambiguous', 'orphan')),
+            count(*) FILTER (WHERE price_state = 'unknown'),
+            sum(input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens + audio_input_tokens),
+            sum(cache_read_tokens), sum(cache_write_5m_tokens + cache_write_1h_tokens),
+            sum(output_tokens + reasoning_tokens + audio_output_tokens), sum(reasoning_tokens), sum(cost_nano_usd)
+        FROM inserted GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
+        ON CONFLICT (bucket, key_id, user_id, team_id, model, deployment, provider) DO UPDATE SET
+            attempts = h.attempts + excluded.attempts, errors = h.errors + excluded.errors,
+            estimated = h.estimated + excluded.estimated, unpriced = h.unpriced + excluded.unpriced,
+            input_tokens = h.input_tokens + excluded.input_tokens,
+            cached_tokens = h.cached_tokens + excluded.cached_tokens,
+            cache_write_tokens = h.cache_write_tokens + excluded.cache_write_tokens,
+            output_tokens = h.output_tokens + excluded.output_tokens,
+            reasoning_tokens = h.reasoning_tokens + excluded.reasoning_tokens,
+            cost_nano_usd = h.cost_nano_usd + excluded.cost_nano_usd
+    )
+    SELECT count(*) FROM inserted
+"""
+
+
+async def ship(db: Database, rows: Sequence[LedgerRow]) -> int:
+    """
+    Writes the rows that are not there yet, in one transaction, and returns how many they were. Best with 100 to 200
+    rows. Unavailable: ship the same rows again. RowsRefused: one of them is bad.
+    """
+    if not rows:
+        return 0
+    try:
+        batch = _encode_batch(sorted(rows, key=lambda row: (row.request_id, row.attempt)))
+        periods = sorted({pair for row in rows for pair in zip(row.budget_ids, row.budget_starts_ms, strict=True)})
+        async with db.transaction(timeout_seconds=SHIP_SECONDS) as connection:
+            if periods:
+                ids = [budget_id for budget_id, _ in periods]
+                starts = [_moment(starts_ms) for _, starts_ms in periods]
+                if len(await connection.fetch(LOCK_PERIODS, ids, starts)) < len(periods):
+                    await connection.execute(RESTORE_PERIODS, ids, starts)
+                    await connection.fetch(LOCK_PERIODS, ids, starts)
+            return int(await connection.fetchval(SHIP, batch))
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
+        raise RowsRefused(f"The ledger refuses a batch of {len(rows)} rows: {type(error).__name__}.") from error
+
+
+MAKE_PARTITIONS = "SELECT strata.make_partitions($1)"
+
+
+async def make_partitions(db: Database, months: int = 3) -> None:
+    """Partitions of this month and the next `months`. Without them nothing is lost: a default one takes the rows."""
+    await db.execute(MAKE_PARTITIONS, months, timeout_seconds=SHIP_SECONDS)
+
+
+def _encode_batch(rows: Sequence[LedgerRow]) -> str:
+    """
+    One JSON text for the whole batch, its rows as arrays: a tenth of what 34 typed arrays cost this process, and the
+    casts of the statement refuse whatever is not what its column holds.
+    """
+    try:
+        batch = _encode(rows)
+    except UnicodeEncodeError:
+        batch = b"\\u0000"
+    if b"\\u0000" in batch:
+        batch = _encode([msgspec.structs.replace(row, **_clean(row)) for row in rows])
+    return batch.decode()
+
+
+def _clean(row: LedgerRow) -> dict[str, str]:
+    """Postgres stores neither NUL nor lone surrogates, and one such character must not hold up the bill."""
+    return {
+        name: value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+        for name, value in msgspec.structs.asdict(row).items()
+        if type(value) is str
+    }
+
+
+def _moment(milliseconds: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=milliseconds)

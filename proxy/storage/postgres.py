@@ -1,0 +1,278 @@
+"""
+A bounded pool of connections to Postgres. Every wait has a limit, and this is where asyncpg's errors become ours.
+
+Postgres may be away at any time, at start too: a call then raises `Unavailable`, and the next one tries again. Errors
+of a statement itself (a broken constraint) pass as they are, to the module that knows what they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from proxy.errors import GatewayFault
+
+log = logging.getLogger("strata.storage")
+
+CONNECT_SECONDS = 3.0
+RELEASE_SECONDS = 1.0
+LISTEN_PROBE_SECONDS = 15.0
+LISTEN_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SERVER_SETTINGS = {
+    "application_name": "strata",
+    "search_path": "strata, pg_temp",
+    # Backstops in the server: a worker that hangs or is cut off must not hold a budget's row for ever.
+    "statement_timeout": "15s",
+    "idle_in_transaction_session_timeout": "15s",
+}
+
+WHO_AM_I = "SELECT rolname, rolsuper, rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user"
+PROBE = "SELECT 1"
+
+T = TypeVar("T")
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+
+class Unavailable(GatewayFault):
+    """503. Postgres is away, busy or too slow. What was asked may or may not have happened: ask again."""
+
+    def __init__(self, message: str = "The database cannot be reached at the moment; try again in a second.") -> None:
+        super().__init__(message, code="db_unavailable", headers={"retry-after": "1"})
+
+
+AWAY: tuple[type[BaseException], ...] = (
+    OSError,  # TimeoutError is one of them
+    asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InsufficientResourcesError,  # 53…: too many connections, out of memory, disk full
+    asyncpg.QueryCanceledError,  # our statement_timeout, or an operator
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,  # 40…: deadlock, serialization
+    asyncpg.ReadOnlySQLTransactionError,  # a failover left us on the replica
+    asyncpg.InvalidAuthorizationSpecificationError,  # 28…, wrong password included
+    asyncpg.InvalidCatalogNameError,
+)
+REFUSED_LOGIN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+OUTDATED_PLAN = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+
+
+def translate(error: BaseException) -> GatewayFault | None:
+    """Ours for asyncpg's; None: it is about the statement, and passes."""
+    if isinstance(error, REFUSED_LOGIN):
+        return Unavailable("The database refuses the gateway's login. The operator can check DATABASE_URL.")
+    if isinstance(error, AWAY):
+        return Unavailable()
+    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError):
+        # One class for "the pool is closed" and for calls with the wrong number of arguments; the latter are bugs.
+        return Unavailable() if "clos" in str(error) or "terminated" in str(error) else None
+    if isinstance(error, OUTDATED_PLAN):
+        return Unavailable("The database's schema has just changed; try again.")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.InvalidParameterValueError):
+        text = str(error)
+        if 'role "' in text or '"role"' in text or "set role" in text:
+            return _config_fault(f"The database login may not act as strata_app ({text}). Run: strata migrate")
+    return None
+
+
+def _config_fault(message: str) -> GatewayFault:
+    return GatewayFault(message, code="gateway_config", error_type="gateway_config")
+
+
+async def assert_role(connection: asyncpg.Connection[asyncpg.Record] | Connection) -> None:
+    """GatewayFault if this connection's role passes by row-level security; run on every new connection."""
+    row = await connection.fetchrow(WHO_AM_I, timeout=CONNECT_SECONDS)
+    if row is None or row["rolsuper"] or row["rolbypassrls"]:
+        name = row["rolname"] if row else "?"
+        raise _config_fault(
+            f'The database role "{name}" bypasses row-level security. Serve as strata_app, which strata migrate makes, '
+            "or as another role that is neither SUPERUSER nor BYPASSRLS."
+        )
+
+
+def _terminate(connection: Connection) -> None:
+    # One that has closed by itself is the pool's again already, and says so.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _keep_session(_: object) -> None:
+    """Instead of asyncpg's reset on every release, a round trip: what we set, we set for a transaction only."""
+
+
+class Database:
+    """
+    A pool of at most `size` connections. `role`: whom they act as; None for the login's own, which must be as harmless.
+    """
+
+    def __init__(self, dsn: str, *, size: int = 4, role: str | None = "strata_app") -> None:
+        self._dsn = dsn
+        self._size = size
+        self._settings = SERVER_SETTINGS if role is None else {**SERVER_SETTINGS, "role": role}
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._listeners: list[asyncio.Task[None]] = []
+        self._up = False
+
+    @property
+    def up(self) -> bool:
+        """Whether the last call reached Postgres."""
+        return self._up
+
+    async def open(self) -> None:
+        """Tries to connect. Unavailable if that fails now; the pool then comes up with the first call that succeeds."""
+        if self._pool is None:
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=0,
+                max_size=self._size,
+                timeout=CONNECT_SECONDS,
+                server_settings=self._settings,
+                init=assert_role,
+                reset=_keep_session,
+            )
+        await self.execute(PROBE, timeout_seconds=CONNECT_SECONDS + 1.0)
+
+    async def close(self) -> None:
+        """Ends listeners and connections; those in use get a moment."""
+        for task in self._listeners:
+            task.cancel()
+        await asyncio.gather(*self._listeners, return_exceptions=True)
+        self._listeners.clear()
+        pool, self._pool = self._pool, None
+        self._up = False
+        if pool is not None:
+            try:
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await pool.close()
+            except AWAY:
+                pool.terminate()
+
+    async def fetch(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> list[asyncpg.Record]:
+        return await self._call(lambda connection: connection.fetch(sql, *args), timeout_seconds)
+
+    async def fetchrow(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> asyncpg.Record | None:
+        return await self._call(lambda connection: connection.fetchrow(sql, *args), timeout_seconds)
+
+    async def execute(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> str:
+        """The command's tag, such as `UPDATE 1`."""
+        return await self._call(lambda connection: connection.execute(sql, *args), timeout_seconds)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, timeout_seconds: float = 5.0) -> AsyncIterator[Connection]:
+        """One transaction, bounded as a whole; commits at the end of the block, rolls back when it raises."""
+        async with self._connection(timeout_seconds) as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                # Ends the connection, which rolls back too: a ROLLBACK would wait for a server that may be silent.
+                raise
+            except BaseException:
+                try:
+                    await transaction.rollback()
+                except Exception:
+                    # No connection goes back into the pool with a transaction open.
+                    _terminate(connection)
+                raise
+            else:
+                await transaction.commit()
+
+    async def listen(self, channel: str, on_notice: Callable[[str], None]) -> None:
+        """
+        Calls `on_notice(payload)` for each NOTIFY on `channel`, and `on_notice("")` after every connect: whatever was
+        said before it is lost, so read afresh. Goes on until `close`, over a connection of its own.
+        """
+        self._listeners.append(asyncio.create_task(self._keep_listening(channel, on_notice), name=f"listen {channel}"))
+
+    async def _call(self, call: Callable[[Connection], Awaitable[T]], timeout_seconds: float) -> T:
+        try:
+            async with self._connection(timeout_seconds, translated=False) as connection:
+                return await call(connection)
+        except OUTDATED_PLAN:
+            # asyncpg has dropped the plan by now
+            async with self._connection(timeout_seconds) as connection:
+                return await call(connection)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, timeout_seconds: float, *, translated: bool = True) -> AsyncIterator[Connection]:
+        if self._pool is None:
+            raise Unavailable("The database pool is not open.")
+        pool = self._pool
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                connection = await pool.acquire(timeout=timeout_seconds)
+                try:
+                    yield connection
+                except (TimeoutError, asyncio.CancelledError):
+                    # In the middle of something: asking a silent server to cancel it would be one more unbounded wait.
+                    _terminate(connection)
+                    raise
+                finally:
+                    await pool.release(connection, timeout=RELEASE_SECONDS)
+        except Exception as error:
+            ours = translate(error) if translated or not isinstance(error, OUTDATED_PLAN) else None
+            if isinstance(ours, Unavailable):
+                if self._up:
+                    log.warning("the database is away: %s", type(error).__name__)
+                self._up = False
+            if ours is None:
+                raise
+            raise ours from error
+        if not self._up:
+            log.info("the database is up")
+        self._up = True
+
+    async def _keep_listening(self, channel: str, on_notice: Callable[[str], None]) -> None:
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    connection = await asyncpg.connect(self._dsn, server_settings=self._settings)
+                try:
+                    await self._hear(connection, channel, on_notice)
+                    failures = 0
+                finally:
+                    connection.terminate()
+            except Exception as error:
+                pause_seconds = LISTEN_RETRY_SECONDS[min(failures, len(LISTEN_RETRY_SECONDS) - 1)]
+                failures = failures + 1
+                log.warning("not listening on %s (%s): again in %s s", channel, type(error).__name__, pause_seconds)
+                await asyncio.sleep(pause_seconds)
+
+    async def _hear(
+        self, connection: asyncpg.Connection[asyncpg.Record], channel: str, on_notice: Callable[[str], None]
+    ) -> None:
+        """Returns when the connection has ended; a probe finds those that ended without a word."""
+        ended = asyncio.Event()
+
+        def heard(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            tell(str(payload))
+
+        def tell(payload: str) -> None:
+            try:
+                on_notice(payload)
+            except Exception:
+                log.exception("a notice on %s was not understood", channel)
+
+        connection.add_termination_listener(lambda _: ended.set())
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await assert_role(connection)
+            await connection.add_listener(channel, heard)
+        tell("")
+        while not ended.is_set():
+            try:
+                async with asyncio.timeout(LISTEN_PROBE_SECONDS):
+                    await ended.wait()
+            except TimeoutError:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await connection.execute(PROBE)
