@@ -1,0 +1,222 @@
+"""
+Every metric there is: name, type, labels, help, buckets. And the plain integers behind them.
+
+Dashboards depend on this table. A value lives in a slot that the path adds to; `prometheus_client` sees it only when
+somebody scrapes. Time is kept in nanoseconds and money in nano-dollars; `divisor` turns them into the base unit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+NANO = 1_000_000_000
+
+
+class Family(NamedTuple):
+    """One metric. `buckets` are upper bounds in the exposed unit; `divisor` is what a stored value is divided by."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    divisor: int = 1
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, labels: str, text: str, divisor: int = 1) -> Family:
+    return Family(name, "counter", tuple(labels.split()), text, divisor)
+
+
+def _gauge(name: str, labels: str, text: str, divisor: int = 1) -> Family:
+    return Family(name, "gauge", tuple(labels.split()), text, divisor)
+
+
+def _seconds(name: str, labels: str, text: str, *buckets: float) -> Family:
+    return Family(name, "histogram", tuple(labels.split()), text, NANO, buckets)
+
+
+_DURATION = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+_FIRST_TOKEN = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
+_PER_TOKEN = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+_OVERHEAD = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+FAMILIES: tuple[Family, ...] = (
+    _counter(
+        "strata_requests_total",
+        "endpoint model provider code error_type",
+        'Client requests by final result; an empty error_type is success, provider "none" was refused before routing.',
+    ),
+    _seconds(
+        "strata_request_duration_seconds",
+        "endpoint model provider",
+        "From the first byte of a request to the last byte of its answer.",
+        *_DURATION,
+    ),
+    _seconds(
+        "strata_time_to_first_token_seconds",
+        "model provider",
+        "Streams only: from the request to the first event with content.",
+        *_FIRST_TOKEN,
+    ),
+    _seconds(
+        "strata_time_per_output_token_seconds",
+        "model provider",
+        "Streams only: the mean time between two output tokens of one answer.",
+        *_PER_TOKEN,
+    ),
+    _seconds(
+        "strata_overhead_seconds", "endpoint", "The gateway's own time; waits for providers left out.", *_OVERHEAD
+    ),
+    _gauge("strata_requests_in_flight", "endpoint", "Client requests being served now."),
+    _counter(
+        "strata_upstream_attempts_total",
+        "deployment provider outcome",
+        "Calls to providers by outcome: ok, or an error type.",
+    ),
+    _seconds("strata_upstream_duration_seconds", "deployment provider", "How long one call took.", *_DURATION),
+    _counter("strata_retries_total", "model reason", "Further attempts of a request, by what failed before."),
+    _counter("strata_fallbacks_total", "model to", "Requests that went on to another model."),
+    _gauge("strata_deployment_up", "deployment provider", "0 while a deployment rests or is drained."),
+    _counter("strata_deployment_cooldowns_total", "deployment provider reason", "How often a deployment went to rest."),
+    _gauge(
+        "strata_upstream_ratelimit_remaining_ratio",
+        "deployment provider limit",
+        "What the provider's own headers say is left of its limit, 0 to 1.",
+    ),
+    _counter("strata_input_tokens_total", "model provider", "Billed prompt tokens, cached and written ones included."),
+    _counter("strata_output_tokens_total", "model provider", "Billed completion tokens, reasoning included."),
+    _counter("strata_cached_input_tokens_total", "model provider", "Prompt tokens read from a provider's cache."),
+    _counter("strata_cache_write_tokens_total", "model provider", "Prompt tokens written to a provider's cache."),
+    _counter("strata_reasoning_tokens_total", "model provider", "Completion tokens spent on reasoning."),
+    _counter("strata_cost_usd_total", "model provider", "What the calls cost, in US dollars.", NANO),
+    _counter("strata_saved_usd_total", "model", "What the response cache saved, in US dollars.", NANO),
+    _counter(
+        "strata_unpriced_requests_total", "model provider", "Calls whose price is unknown; they count as no cost."
+    ),
+    _counter("strata_usage_estimated_total", "model provider", "Calls whose tokens we counted ourselves."),
+    _counter("strata_key_requests_total", "key result", "Requests by virtual key: ok or error."),
+    _counter("strata_key_cost_usd_total", "key", "Cost by virtual key, in US dollars.", NANO),
+    _counter("strata_key_tokens_total", "key direction", "Tokens by virtual key: input or output."),
+    _gauge("strata_budget_limit_usd", "scope name window", "The limit of a budget.", NANO),
+    _gauge("strata_budget_spent_usd", "scope name window", "What a budget's current period has spent.", NANO),
+    _gauge("strata_budget_reset_timestamp_seconds", "scope name window", "When a budget's current period ends."),
+    _counter("strata_rate_limited_total", "scope limit", "Requests refused by our own limits."),
+    _counter("strata_cache_requests_total", "model result", "Response cache look-ups: hit, miss, bypass or error."),
+    _gauge("strata_config_last_reload_successful", "", "1 if the last load of the configuration succeeded."),
+    _gauge("strata_config_last_reload_success_timestamp_seconds", "", "When a configuration was last taken over."),
+    _gauge("strata_config_restart_pending", "", "1 if a changed setting needs a restart."),
+    _gauge("strata_config_info", "hash", "1 for the configuration in force."),
+    _gauge("strata_build_info", "version python", "1 for this build."),
+    _seconds("strata_event_loop_lag_seconds", "", "How late the event loop wakes up.", *_SHORT),
+    _seconds("strata_db_query_duration_seconds", "op", "How long Postgres took.", *_SHORT),
+    _gauge("strata_db_pool_connections", "state", "Connections to Postgres: idle or used."),
+    _gauge("strata_dependency_up", "dependency", "1 if the last use of a dependency worked."),
+    _gauge("strata_ledger_queue_depth", "", "Usage records in the journal that are not yet in Postgres."),
+    _gauge("strata_ledger_write_lag_seconds", "", "Age of the oldest usage record that is not yet in Postgres."),
+    _counter("strata_ledger_dropped_total", "", "Usage records lost. Anything but 0 is a wrong bill."),
+    _counter("strata_alerts_sent_total", "channel outcome", "Alerts by channel: sent or failed."),
+    _counter("strata_task_failures_total", "task", "Background tasks that failed and were started again."),
+    _counter("strata_log_lines_dropped_total", "", "Request log lines left out because the output was too slow."),
+    _counter("strata_metric_label_overflow_total", "label", "Label values folded into _other."),
+)
+
+
+class Cell:
+    """The value of one counter or gauge."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: int | float = 0
+
+
+class Distribution:
+    """The value of one histogram: observations by bucket (the last one has no upper bound), and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0
+
+    def observe(self, value: int) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Scalars:
+    """All values of one counter or gauge, by label values."""
+
+    __slots__ = ("cells", "family")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.cells: dict[tuple[str, ...], Cell] = {}
+
+    def cell(self, *values: str) -> Cell:
+        found = self.cells.get(values)
+        if found is None:
+            found = self.cells[values] = Cell()
+        return found
+
+    def collect(self) -> Metric:
+        name, kind, labels, text, divisor, _ = self.family
+        family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(name, text, labels=labels)
+        # list() of a dict is one step under the GIL: the loop may add series while a thread renders
+        for values, cell in list(self.cells.items()):
+            family.add_metric(values, cell.value / divisor if divisor != 1 else cell.value)
+        return family
+
+
+class Distributions:
+    """All values of one histogram, by label values."""
+
+    __slots__ = ("bounds", "cells", "family", "names")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.bounds = tuple(round(bound * family.divisor) for bound in family.buckets)
+        self.names = (*(str(float(bound)) for bound in family.buckets), "+Inf")
+        self.cells: dict[tuple[str, ...], Distribution] = {}
+
+    def cell(self, *values: str) -> Distribution:
+        found = self.cells.get(values)
+        if found is None:
+            found = self.cells[values] = Distribution(self.bounds)
+        return found
+
+    def collect(self) -> Metric:
+        family = HistogramMetricFamily(self.family.name, self.family.help, labels=self.family.labels)
+        for values, cell in list(self.cells.items()):
+            running = 0
+            buckets: list[tuple[str, float]] = []
+            for name, count in zip(self.names, cell.counts, strict=True):
+                running += count
+                buckets.append((name, running))
+            family.add_metric(values, buckets, cell.total / self.family.divisor)
+        return family
+
+
+class Store:
+    """Every family with its values; a `prometheus_client` collector."""
+
+    def __init__(self, families: Iterable[Family] = FAMILIES) -> None:
+        self.scalars: dict[str, Scalars] = {}
+        self.distributions: dict[str, Distributions] = {}
+        for family in families:
+            if family.kind == "histogram":
+                self.distributions[family.name] = Distributions(family)
+            else:
+                self.scalars[family.name] = Scalars(family)
+
+    def collect(self) -> Iterator[Metric]:
+        for scalars in self.scalars.values():
+            yield scalars.collect()
+        for distributions in self.distributions.values():
+            yield distributions.collect()

@@ -1,0 +1,307 @@
+"""
+Log lines: JSON where a machine reads, short ones on a terminal. One line a request, built and written off the path.
+
+A line never spans two, never holds a control character, and never a secret: whatever looks like a key is masked here,
+as the last thing before it is written. While `RequestLog.run` is running, writing happens in a thread, so that a reader
+that has stopped reading costs lines (counted), and never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, TextIO
+
+import msgspec
+
+from proxy.exchange import Exchange
+
+FIELDS = (
+    "request_id",
+    "endpoint",
+    "model",
+    "deployment",
+    "provider",
+    "key",
+    "status",
+    "error_type",
+    "worker_id",
+    "table",
+)
+"""What a call may add with `extra={…}`; anything else is left out."""
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_QUEUE_LIMIT = 10_000
+_INTERVAL_SECONDS = 0.1
+
+_SECRET = re.compile(
+    r"""
+      (?P<url>://[^\s:/@]*:)[^\s@/]+@
+    | (?P<scheme>\b(?:bearer|basic)\s+)[^\s"',…]{6,}
+    | (?P<name>\b(?:x-)?(?:api[-_]?key|authorization|passwd|password|secret|(?:access|refresh)[-_]token)["']?
+      \s*[:=]\s*["']?)(?!(?:bearer|basic)\s)[^\s"',&;…]{4,}
+    | (?P<query>[?&](?:key|token|sig|signature)=)[^\s"'&]+
+    | (?P<sk>\bsk-)(?![\w-]{0,24}…)[\w-]{6,}
+    | \b(?:AKIA|ASIA|AIza|gsk_|xai-|hf_|pplx-|ghp_|github_pat_)[\w-]{12,}
+    | (?P<long>(?<![\w+/-])[\w+/-]{32,}={0,2})
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_HEX = re.compile(r"[0-9a-f]{64,}", re.IGNORECASE)
+
+
+def _masked(match: re.Match[str]) -> str:
+    kind = match.lastgroup
+    if kind == "long":
+        text = match["long"]
+        mixed = any(c.isdigit() for c in text) and any(c.isupper() for c in text) and any(c.islower() for c in text)
+        return "…" if mixed or _HEX.fullmatch(text) else text
+    if kind == "url":
+        return f"{match['url']}…@"
+    return f"{match[kind]}…" if kind else "…"
+
+
+def mask(text: str) -> str:
+    """`text` without anything that looks like a credential."""
+    return _SECRET.sub(_masked, text)
+
+
+def escape(text: str) -> str:
+    """`text` on one line, with nothing that moves a cursor or turns writing around."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class Line(msgspec.Struct, omit_defaults=True):
+    """One log line. The names of its fields are what a log search may rely on."""
+
+    ts: str
+    level: str
+    logger: str
+    message: str
+    request_id: str = ""
+    endpoint: str = ""
+    model: str = ""
+    deployment: str = ""
+    provider: str = ""
+    key: str = ""
+    status: int = 0
+    error_type: str = ""
+    worker_id: str = ""
+    table: str = ""
+    stream: bool = False
+    client_left: bool = False
+    attempts: int = 0
+    duration_ms: float = -1.0
+    first_token_ms: float = -1.0
+    overhead_ms: float = -1.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano_usd: int = 0
+    finish_reason: str = ""
+    exception: str = ""
+
+
+class RequestLog:
+    """
+    Where every line goes. `access` notes a finished request; `run` writes what has gathered, ten times a second, until
+    it is cancelled; without it every line is written at once. `dropped` counts lines that found no room.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        pretty: bool = False,
+        access: bool = True,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        limit: int = _QUEUE_LIMIT,
+    ) -> None:
+        self.enabled = access
+        self.dropped = 0
+        self._stream = stream
+        self._pretty = pretty
+        self._clock_ns = clock_ns
+        self._limit = limit
+        self._queue: deque[Line] = deque()
+        self._writing = threading.Lock()
+        self._running = False
+        self._encode = msgspec.json.Encoder().encode
+
+    def access(self, exchange: Exchange) -> None:
+        """Notes a request whose answer has ended. Costs about two microseconds; the line is built later."""
+        if not self.enabled:
+            return
+        if len(self._queue) >= self._limit:
+            self.dropped += 1
+            return
+        duration_ns = self._clock_ns() - exchange.started_ns
+        line = Line(_timestamp(exchange.started_at_ms), "info", "strata.access", "request", exchange.request_id)
+        line.endpoint = exchange.endpoint
+        line.model = exchange.model
+        line.status = exchange.status
+        line.stream = exchange.stream
+        line.client_left = exchange.client_left
+        line.finish_reason = exchange.finish_reason
+        line.duration_ms = duration_ns // 1000 / 1000
+        line.overhead_ms = (duration_ns - exchange.upstream_wait_ns) // 1000 / 1000
+        if exchange.caller is not None:
+            line.key = exchange.caller.name
+        if exchange.error is not None:
+            line.error_type = exchange.error.error_type
+        attempts = exchange.attempts
+        if attempts:
+            last = attempts[-1]
+            line.attempts = len(attempts)
+            line.provider = last.deployment.provider.name
+            line.deployment = last.deployment.model
+            line.cost_nano_usd = last.cost_nano_usd if len(attempts) == 1 else sum(a.cost_nano_usd for a in attempts)
+            if last.first_event_ns:
+                line.first_token_ms = (last.first_event_ns - exchange.started_ns) // 1000 / 1000
+            if last.usage is not None:
+                line.input_tokens = last.usage.prompt
+                line.output_tokens = last.usage.completion
+        self.put(line)
+
+    def put(self, line: Line) -> None:
+        if len(self._queue) >= self._limit:
+            self.dropped += 1
+            return
+        self._queue.append(line)
+        if not self._running:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes all that is queued; waits for the stream."""
+        with self._writing:
+            lines: list[str] = []
+            while self._queue:
+                lines.append(self._text(self._queue.popleft()))
+            if not lines:
+                return
+            try:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads any more, or the stream is closed
+                self.dropped += len(lines)
+
+    async def run(self) -> None:
+        """Writes in a thread until cancelled; then what is left, at once."""
+        self._running = True
+        try:
+            while True:
+                await asyncio.sleep(_INTERVAL_SECONDS)
+                if self._queue:
+                    await asyncio.to_thread(self.flush)
+        finally:
+            self._running = False
+            if self._writing.acquire(blocking=False):  # a writer that hangs is not worth waiting for
+                self._writing.release()
+                self.flush()
+
+    def _text(self, line: Line) -> str:
+        if line.logger == "strata.access":
+            # the only field of these that a client may have written
+            if not (line.request_id.startswith("req_") and len(line.request_id) == 24):
+                line.request_id = mask(line.request_id)
+            if line.provider:
+                line.deployment = f"{line.provider}/{line.deployment}"
+            return f"{_pretty_access(line)}\n" if self._pretty else f"{self._json(line)}\n"
+        line.message = mask(line.message)
+        line.exception = mask(line.exception)
+        return f"{_pretty(line)}\n" if self._pretty else f"{self._json(line)}\n"
+
+    def _json(self, line: Line) -> str:
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", self._encode(line).decode())
+
+
+class _Handler(logging.Handler):
+    """Turns what the house and its libraries log into lines."""
+
+    def __init__(self, log: RequestLog) -> None:
+        super().__init__()
+        self.log = log
+        self._exceptions = logging.Formatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = Line(
+                _timestamp(int(record.created * 1000)), record.levelname.lower(), record.name, record.getMessage()
+            )
+            for field in FIELDS:
+                value = record.__dict__.get(field)
+                if value is not None:
+                    setattr(line, field, value if isinstance(value, int) else mask(str(value)))
+            if record.exc_info:
+                line.exception = self._exceptions.formatException(record.exc_info)
+            self.log.put(line)
+        except Exception:  # a log call never breaks its caller: logging's own rule
+            text = f"a log line could not be built from {record.msg!r}"
+            self.log.put(Line(_timestamp(int(record.created * 1000)), "error", record.name, text))
+
+
+def configure(
+    level: str = "info",
+    format: Literal["auto", "json", "pretty"] = "auto",
+    stream: TextIO | None = None,
+) -> RequestLog:
+    """
+    Sends all of stdlib logging to `stream` (stderr): JSON lines, or short ones if it is a terminal. Called again, it
+    replaces what it set up before. The caller holds `run()` of what it returns as a task.
+    """
+    target = stream if stream is not None else sys.stderr
+    number = _LEVELS[level]
+    pretty = format == "pretty" or (format == "auto" and target.isatty())
+    log = RequestLog(target, pretty=pretty, access=number <= logging.INFO)
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+        root.removeHandler(handler)
+    root.addHandler(_Handler(log))
+    root.setLevel(number)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"  # our own line says more
+        logger.setLevel(max(number, logging.WARNING))
+    return log
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    """Changes once a second, and costs more than the rest of a line."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _timestamp(at_ms: int) -> str:
+    """RFC 3339 in UTC, with milliseconds."""
+    seconds, ms = divmod(at_ms, 1000)
+    return f"{_second(seconds)}.{ms:03d}Z"
+
+
+def _pretty(line: Line) -> str:
+    extra = "".join(f" {field}={getattr(line, field)}" for field in FIELDS if getattr(line, field))
+    text = f"{line.ts[11:23]} {line.level:<7} {escape(line.message + extra)}"
+    for row in line.exception.splitlines():
+        text += f"\n    {escape(row)}"
+    return text
+
+
+def _pretty_access(line: Line) -> str:
+    parts = [line.ts[11:23], "request", str(line.status), line.endpoint, line.model or "-"]
+    if line.deployment and line.deployment != line.model:
+        parts.append(f"→ {line.deployment}")
+    parts.append(f"{line.duration_ms:.0f}ms")
+    if line.input_tokens or line.output_tokens:
+        parts.append(f"{line.input_tokens}+{line.output_tokens} tokens")
+    if line.cost_nano_usd:
+        dollars, nanos = divmod(line.cost_nano_usd, 1_000_000_000)
+        parts.append(f"${dollars}.{nanos:09d}".rstrip("0"))
+    parts += [part for part in (line.error_type, line.key, line.request_id) if part]
+    return escape(" ".join(parts))

@@ -1,0 +1,112 @@
+"""The benchmark measures what it says: its upstream sends what its load generator counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.load import Connection, Run, request
+from bench.machine import cpu, free_port, memory, tree
+from bench.report import SCENARIOS, Row, lines
+from bench.upstream import CHUNKS, serve
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[int]:
+    port = free_port()
+    task = asyncio.create_task(serve(port))
+    for _ in range(200):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.01)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            break
+    yield port
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def load(port: int, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.load", "--port", str(port), "--seconds", "30", *options]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    found: dict[str, Any] = msgspec.json.decode(output)
+    return found
+
+
+async def test_whole_answers_are_counted_one_by_one(upstream: int) -> None:
+    found = await load(upstream, "--count", "50", "--connections", "4")
+    assert (found["done"], found["errors"], found["chunks"]) == (50, 0, 0)
+    assert 0 < found["latency_us"]["p50"] <= found["latency_us"]["p99"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_every_chunk_of_a_stream_is_seen(upstream: int, path: str) -> None:
+    found = await load(upstream, "--count", "2", "--connections", "2", "--stream", "--path", path)
+    assert (found["done"], found["errors"], found["chunks"]) == (2, 0, 2 * CHUNKS)
+    assert found["delay_us"]["p50"] > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 19, 1000])
+def test_a_stamp_split_over_two_reads_is_counted_once(size: int) -> None:
+    run = Run(b"", stream=True, count=1, until_ns=0)
+    connection = Connection(run)
+    events = b"".join(b'{"content":"@T=%016d..."}\n' % number for number in range(CHUNKS))
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" + events + b"0\r\n\r\n"
+    connection.started_ns = 1
+    run.busy = 1
+    connection.data_received(answer[:20])
+    for start in range(20, len(answer), size):
+        connection.data_received(answer[start : start + size])
+    assert (run.done, run.chunks, run.errors) == (1, CHUNKS, 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 Oops\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
+    run = Run(b"", stream=False, count=1, until_ns=0)
+    connection = Connection(run)
+    connection.started_ns, run.busy = 1, 1
+    connection.data_received(answer)
+    assert (run.done, run.errors) == (1, 1)
+
+
+def test_a_request_looks_like_an_sdk_s() -> None:
+    head, _, body = request("fast", "/v1/chat/completions", "sk-1", True).partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert f"content-length: {len(body)}".encode() in head
+    assert msgspec.json.decode(body)["stream"] is True
+
+
+def test_a_process_tree_has_used_time_and_memory() -> None:
+    assert os.getpid() in tree(os.getpid())
+    assert cpu(os.getpid()).own_ns > 0
+    assert memory(os.getpid()).own > 1_000_000
+
+
+def test_the_report_gives_medians_and_the_ratio_to_nginx() -> None:
+    rows = [
+        Row("ns64", target, number, 10, 0, "", 100.0, us + number, 1.0, 50.0, 90.0, 10.0)
+        for number in range(3)
+        for target, us in (("direct", 0.0), ("nginx", 29.0), ("gateway", 89.0))
+    ]
+    text = "\n".join(lines(rows, SCENARIOS[:1]))
+    assert "90.0 (89.0…91.0)" in text
+    assert " 3.00 " in text
