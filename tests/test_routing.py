@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import Config, Deployment, Model, Provider, Rest
-from proxy.errors import CallerError
+from proxy.errors import CallerError, GatewayFault
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.routing.retries import FLOOR, LONGEST_BACKOFF_SECONDS, RetryBudget, backoff_seconds
@@ -79,6 +79,13 @@ def test_an_unknown_name_is_a_404_that_suggests_and_stays_short(name: str) -> No
     assert refused.value.message.isprintable()
     if name == "smrt":
         assert 'Did you mean "smart"?' in refused.value.message
+
+
+def test_a_model_whose_providers_are_all_off_is_a_503_that_says_so() -> None:
+    plans = router(Model(name="smart", deployments=()))
+    with pytest.raises(GatewayFault, match="strata check") as refused:
+        plans.plan(plans.find("smart"), 0.0)
+    assert refused.value.status == 503
 
 
 def test_fallback_models_come_after_and_are_marked() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from proxy.config import Config, Deployment, Model
-from proxy.errors import CallerError
+from proxy.errors import CallerError, GatewayFault
 from proxy.routing.resting import Resting
 
 MAX_CACHED_NAMES = 1_000
@@ -70,6 +70,12 @@ class Router:
         for name in model.fallbacks:
             fallback = self.find(name)
             steps += (Step(fallback, deployment, True) for deployment in self._ordered(fallback.deployments))
+        if not steps:
+            raise GatewayFault(
+                f'Nobody can serve "{model.name}": its providers are off. The operator sees why with: strata check',
+                code="no_deployment",
+                error_type="gateway_no_deployment",
+            )
         awake = [step for step in steps if not self._resting.rests(step.deployment.name, now)]
         asleep = [step for step in steps if step not in awake]
         # When all rest, one of them is asked all the same, once: better than a sure refusal, and no storm.

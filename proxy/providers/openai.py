@@ -1,0 +1,215 @@
+"""
+OpenAI's own chat API, and the many that speak it: almost nothing to translate.
+
+Requests keep every field, known or not. Where the client speaks this API too, answers pass through as bytes and nothing
+here reads them; the decoders serve the other dialects, and undo what "compatible" providers do differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from proxy.errors import StreamTruncated, UpstreamError
+from proxy.providers import ChatRequest, Chunk, Completion, Event, Json, Target, UpstreamRequest, quirks
+from proxy.providers.chunks import FINISH_REASONS, ChunkWriter, settled_finish
+from proxy.providers.faults import bad_response, stream_error, upstream_error
+
+GATEWAY_FIELDS = frozenset({"strata"})
+"""Fields of a request that speak to the gateway and go no further."""
+
+NATIVE_FINISH = {"eos": "stop", "model_length": "length", "max_tokens": "length", "tool_use": "tool_calls"}
+"""Finish reasons that are not OpenAI's, of providers that otherwise are. What is not here is `stop`."""
+
+_ENVELOPE = frozenset({"id", "object", "created", "choices", "usage"})
+
+
+class Translator:
+    framing: Literal["sse", "aws"] = "sse"
+    same_dialect = True
+    auth: Literal["bearer", "x-api-key"] = "bearer"
+
+    def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
+        """The same body for this model. Usage is always asked for; whether the client sees it is decided later."""
+        body = {name: value for name, value in chat.items() if name not in GATEWAY_FIELDS}
+        body["model"] = target.model
+        if body.get("stream"):
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        body, notices = quirks.apply(body, target.quirks)
+        return UpstreamRequest(path="/chat/completions", body=body, notices=tuple(notices))
+
+    def decode_response(self, body: bytes) -> Completion:
+        native = _decode(body)
+        if native.get("error"):
+            raise stream_error(native)
+        try:
+            completion: Completion = {"choices": [_choice(choice) for choice in native["choices"]]}
+            if isinstance(native.get("usage"), dict):
+                completion["usage"] = read_usage(native["usage"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise bad_response("The provider sent an answer that is not a chat completion.") from error
+        return completion | {name: value for name, value in native.items() if name not in _ENVELOPE}
+
+    def stream_decoder(self) -> StreamDecoder:
+        return StreamDecoder()
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        return upstream_error(status, headers, body)
+
+
+class StreamDecoder:
+    """
+    ( chunk )*  [DONE]?
+
+    A chunk has `choices` (none at first on Azure; none at last, beside `usage`), or an `error`, and then nothing
+    follows; so it is with an event named `error`. Providers repeat the role on every chunk, put usage on the last
+    choice, end twice, call reasoning by two names, and number tool calls as they please.
+    """
+
+    def __init__(self) -> None:
+        self._out = ChunkWriter()
+        self._done = False
+        self._calls = 0
+        self._slots: dict[tuple[int, int | None], tuple[int, str | None]] = {}
+        """By choice and the provider's index: the call that it means now, as our key and its id."""
+
+    @property
+    def usage_so_far(self) -> Json | None:
+        """What the provider has reported up to here, in OpenAI's shape; all there is when a stream is cut."""
+        return self._out.usage_so_far
+
+    def feed(self, event: Event) -> list[Chunk]:
+        data = event.data.strip()
+        if self._done or not data:
+            return []
+        if data == b"[DONE]":
+            return self._end()
+        native = _decode(data)
+        if event.name == "error" or native.get("error"):
+            raise stream_error(native)
+        try:
+            return self._chunks(native)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise bad_response("The provider sent a malformed chunk.") from error
+
+    def close(self) -> list[Chunk]:
+        """Some never say [DONE] (Cerebras); then a finish for each choice and the usage prove that all is there."""
+        if self._done:
+            return []
+        if self._out.finished and self._out.usage_so_far is not None:
+            return self._end()
+        raise StreamTruncated
+
+    def _chunks(self, native: Json) -> list[Chunk]:
+        usage = native.get("usage") or _of(native, "x_groq").get("usage")
+        if isinstance(usage, dict):
+            self._out.usage(read_usage(usage))
+        chunks: list[Chunk] = []
+        for choice in native.get("choices") or ():
+            chunks += self._choice(choice)
+        return chunks
+
+    def _end(self) -> list[Chunk]:
+        if not self._out.begun:
+            raise StreamTruncated("The provider ended the stream without an answer.")
+        self._done = True
+        return self._out.end()
+
+    def _choice(self, native: Json) -> list[Chunk]:
+        index = native.get("index") or 0
+        delta = _renamed_reasoning(_of(native, "delta"))
+        calls = delta.pop("tool_calls", None) or ()
+        delta = {name: value for name, value in delta.items() if name != "role" and value not in (None, "", [])}
+        extra = {name: native[name] for name in ("logprobs", "content_filter_results") if native.get(name)}
+        chunks = self._out.delta(delta, choice=index, extra=extra) if delta else []
+        for call in calls:
+            chunks += self._call(call, index)
+        if native.get("finish_reason"):
+            self._out.finish(_finish(native), choice=index)
+        return chunks
+
+    def _call(self, native: Json, choice: int) -> list[Chunk]:
+        function = _of(native, "function")
+        arguments = _text(function.get("arguments"))
+        key = self._key(native, choice)
+        if self._out.knows(key, choice=choice):
+            return self._out.arguments(key, arguments, choice=choice)
+        extra = {field: value for field, value in native.items() if field not in ("index", "id", "type", "function")}
+        name = function.get("name") or ""
+        return self._out.tool_call(key, id=native.get("id"), name=name, arguments=arguments, choice=choice, extra=extra)
+
+    def _key(self, native: Json, choice: int) -> int:
+        """By index, unless the provider counts every call as 0 (another id says so) or does not count (a name does)."""
+        index, id = native.get("index"), native.get("id")
+        known = self._slots.get((choice, index))
+        begins = index is None and not id and _of(native, "function").get("name")
+        if known is None or begins or (id and known[1] and id != known[1]):
+            known = self._slots[choice, index] = (self._calls, id)
+            self._calls += 1
+        return known[0]
+
+
+def read_usage(native: Json) -> Json:
+    """
+    A provider's usage object in OpenAI's arithmetic: completion_tokens includes reasoning, total is their sum, cached
+    tokens are in `prompt_tokens_details`. Fields that nobody knows stay.
+    """
+    usage = {name: value for name, value in native.items() if value is not None}
+    prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    reasoning = _of(usage, "completion_tokens_details").get("reasoning_tokens") or 0
+    # xAI leaves reasoning out of completion_tokens, and only its total tells
+    if reasoning and usage.get("total_tokens") == prompt + completion + reasoning:
+        completion += reasoning
+    hit = usage.get("prompt_cache_hit_tokens")
+    if hit and "cached_tokens" not in _of(usage, "prompt_tokens_details"):
+        usage["prompt_tokens_details"] = {**_of(usage, "prompt_tokens_details"), "cached_tokens": hit}
+    return {**usage, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _choice(native: Json) -> Json:
+    message = _renamed_reasoning(_of(native, "message"))
+    message = {"role": "assistant", "content": None, **message}
+    finish = _finish(native) if native.get("finish_reason") else {"finish_reason": "stop"}
+    finish["finish_reason"] = settled_finish(finish["finish_reason"], has_calls=bool(message.get("tool_calls")))
+    return {**native, "index": native.get("index") or 0, "message": message, **finish}
+
+
+def _finish(native: Json) -> Json:
+    reason = native["finish_reason"]
+    own = native.get("native_finish_reason")
+    if reason not in FINISH_REASONS:
+        reason, own = NATIVE_FINISH.get(reason, "stop"), own or reason
+    return {"finish_reason": reason, "native_finish_reason": own} if own else {"finish_reason": reason}
+
+
+def _renamed_reasoning(message: Json) -> Json:
+    """`reasoning` (Ollama, Groq, OpenRouter) is `reasoning_content` (DeepSeek, xAI) here; some send both."""
+    message = dict(message)
+    reasoning = message.pop("reasoning", None)
+    if isinstance(reasoning, str) and reasoning and not message.get("reasoning_content"):
+        message["reasoning_content"] = reasoning
+    return message
+
+
+def _decode(body: bytes) -> Json:
+    try:
+        native = msgspec.json.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise bad_response("The provider sent something that is not JSON.") from error
+    if not isinstance(native, dict):
+        raise bad_response("The provider sent JSON that is not an object.")
+    return native
+
+
+def _of(native: Json, name: str) -> Json:
+    value = native.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """Arguments are a string; some send the object itself."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else msgspec.json.encode(value).decode()

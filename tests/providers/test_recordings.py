@@ -1,0 +1,145 @@
+"""
+Real traffic, where it is at hand: every recorded answer decodes, keeps what clients rely on,
+and counts what was billed.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.providers import Json, Target, load
+from tests.golden import check_invariants, decode, fold
+
+RECORDINGS = Path(__file__).parents[3] / "shared" / "fidelity" / "recorded.jsonl.gz"
+
+pytestmark = pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings are not here")
+
+
+@cache
+def recorded() -> tuple[Json, ...]:
+    with gzip.open(RECORDINGS) as lines:
+        rows = [msgspec.json.decode(line) for line in lines]
+    return tuple(row for row in rows if row["response"]["status"] < 300 and not row["problems"])
+
+
+def streams(provider: str | None, api: str) -> Iterator[tuple[str, bytes]]:
+    for row in recorded():
+        stream = row["response"].get("sse")
+        if not stream or "msg_second" in stream:  # two answers spliced into one, refused on purpose
+            continue
+        if row["api"] == api and provider in (None, row["provider"]):
+            yield row["id"], stream.encode()
+
+
+def wholes(provider: str | None, api: str) -> Iterator[tuple[str, Any]]:
+    for row in recorded():
+        if row["api"] == api and provider in (None, row["provider"]) and row["response"].get("json"):
+            yield row["id"], row["response"]["json"]
+
+
+def first_message(stream: bytes) -> tuple[Json, list[str]]:
+    """Usage and text pieces of the first message in a stream; some recordings hold several."""
+    usage: Json = {}
+    texts: list[str] = []
+    for line in stream.splitlines():
+        if not line.startswith(b"data:"):
+            continue
+        event = msgspec.json.decode(line[5:])
+        match event["type"]:
+            case "message_start":
+                usage |= event["message"]["usage"]
+            case "content_block_start" if event["content_block"]["type"] == "text":
+                texts.append(event["content_block"]["text"])
+            case "content_block_delta" if event["delta"]["type"] == "text_delta":
+                texts.append(event["delta"]["text"])
+            case "message_delta":
+                usage |= event["usage"]
+            case "message_stop":
+                break
+    return usage, texts
+
+
+def check_usage(usage: Json, native: Json) -> None:
+    read, written = native.get("cache_read_input_tokens") or 0, native.get("cache_creation_input_tokens") or 0
+    assert usage["prompt_tokens"] == native["input_tokens"] + read + written
+    assert usage["completion_tokens"] == native["output_tokens"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == read
+    assert usage["prompt_tokens_details"]["cache_write_tokens"] == written
+
+
+def test_recorded_anthropic_streams() -> None:
+    count = 0
+    for id, stream in streams("anthropic", "messages"):
+        pieces = [stream[i : i + 7] for i in range(0, len(stream), 7)]
+        chunks = decode(load("anthropic"), pieces)
+        assert "error" not in chunks[-1], id
+        check_invariants(chunks)
+        usage, texts = first_message(stream)
+        completion = fold(chunks)
+        check_usage(completion["usage"], usage)
+        assert (completion["choices"][0]["message"]["content"] or "") == "".join(texts), id
+        count += 1
+    assert count > 100
+
+
+def test_recorded_anthropic_answers() -> None:
+    count = 0
+    for id, native in wholes("anthropic", "messages"):
+        if native.get("type") != "message":
+            continue
+        completion = load("anthropic").decode_response(msgspec.json.encode(native))
+        check_usage(completion["usage"], native["usage"])
+        (choice,) = completion["choices"]
+        texts = [block["text"] for block in native["content"] if block["type"] == "text"]
+        assert (choice["message"]["content"] or "") == "".join(texts), id
+        calls = [block for block in native["content"] if block["type"] == "tool_use"]
+        told = choice["message"].get("tool_calls", [])
+        assert [(call["id"], msgspec.json.decode(call["function"]["arguments"])) for call in told] == [
+            (call["id"], call["input"]) for call in calls
+        ]
+        count += 1
+    assert count > 100
+
+
+def test_recorded_streams_of_openai_and_its_kin() -> None:
+    """Many providers, some of which break off or send errors; the rest keep the invariants, whatever they sent."""
+    ended = failed = 0
+    for _, stream in streams(None, "chat"):
+        chunks = decode(load("openai"), [stream])
+        if "error" in chunks[-1]:
+            failed += 1
+        else:
+            check_invariants(chunks)
+            ended += 1
+    assert ended > 300
+    assert failed < 10
+
+
+def test_a_recorded_answer_goes_back_as_history() -> None:
+    """What a client keeps of an answer can be sent again: signed thoughts first, and calls as they were."""
+    thoughtful = 0
+    for id, stream in streams("anthropic", "messages"):
+        completion = fold(decode(load("anthropic"), [stream]))
+        message = completion["choices"][0]["message"] if completion["choices"] else {}
+        if not (message.get("content") or message.get("tool_calls")):
+            continue
+        ask = {"role": "user", "content": "Hi"}
+        results = [
+            {"role": "tool", "tool_call_id": call["id"], "content": "1"} for call in message.get("tool_calls", ())
+        ]
+        chat = {"model": "m", "max_tokens": 9, "messages": [ask, message, *results, ask]}
+        turn = load("anthropic").encode_request(chat, Target(model="claude-sonnet-4-5")).body["messages"][1]
+        kinds = [block["type"] for block in turn["content"]]
+        if "reasoning_details" in message and turn["role"] == "assistant":
+            thoughtful += 1
+            assert kinds[0] in ("thinking", "redacted_thinking"), id
+        assert kinds.count("tool_use") == len(results)
+    assert thoughtful > 4

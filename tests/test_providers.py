@@ -1,0 +1,131 @@
+"""
+Every golden case of every provider, by the same checks: nothing here knows a case by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from proxy.providers import load
+from tests.golden import CASES, STREAMS, Case, check_invariants, decode, settle
+
+REQUIRED = {
+    "anthropic": """text text-stream system image pdf tools tools-stream parallel-tools parallel-tools-stream
+        tool-results tool-without-arguments-stream tool-choice-any json-schema stop reasoning reasoning-stream
+        redacted-thinking signature-roundtrip cache-read cache-write cumulative-usage usage-in-message-delta
+        refusal empty-content unicode-line-separator error-mid-stream overloaded truncated non-json-error
+        rate-limited long-history""",
+    "openai": "text stream tools-stream error quirks usage-on-last-choice reasoning-field",
+}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_stream = pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def update(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden", default=False))
+
+
+def pretty(written: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n"
+
+
+def lines(chunks: list[dict[str, object]]) -> bytes:
+    return b"".join(msgspec.json.encode(chunk) + b"\n" for chunk in chunks)
+
+
+@every_case
+def test_a_request_is_encoded_as_the_golden_file_says(case: Case, update: bool) -> None:
+    settle(case.folder / "2_upstream_request.json", pretty(case.upstream_request()), update=update)
+
+
+@every_case
+def test_an_answer_is_decoded_as_the_golden_file_says(case: Case, update: bool) -> None:
+    if case.stream is not None:
+        written = lines(decode(case.translator, [case.stream]))
+        settle(case.folder / "4_client_response.jsonl", written, update=update)
+    elif (answer := case.answer()) is not None:
+        settle(case.folder / "4_client_response.json", pretty(answer), update=update)
+    else:
+        assert "error" in case.upstream_request(), "a case without an answer is a request that is refused"
+
+
+@every_case
+def test_encoding_leaves_the_request_untouched(case: Case) -> None:
+    """It is encoded again for each deployment that is tried."""
+    chat = case.client_request
+    before = copy.deepcopy(chat)
+    first = case.upstream_request()
+    try:
+        case.translator.encode_request(chat, case.target)
+        encoded = case.translator.encode_request(chat, case.target)
+    except Exception:
+        assert "error" in first
+    else:
+        assert msgspec.json.encode(encoded.body) == msgspec.json.encode(first["body"])
+    assert chat == before
+
+
+@every_stream
+def test_a_stream_decodes_the_same_however_it_arrives(case: Case) -> None:
+    """Byte by byte, in random pieces, and with every kind of line end."""
+    assert case.stream is not None
+    whole = decode(case.translator, [case.stream])
+    dice = random.Random(case.name)
+    crlf, cr = case.stream.replace(b"\n", b"\r\n"), case.stream.replace(b"\n", b"\r")
+    for data in (case.stream, crlf, cr):
+        assert decode(case.translator, [data]) == whole
+        assert decode(case.translator, [data[i : i + 1] for i in range(len(data))]) == whole
+        for _ in range(25):
+            cuts = sorted({0, len(data), *(dice.randrange(len(data) + 1) for _ in range(dice.randrange(12)))})
+            assert decode(case.translator, [data[a:b] for a, b in pairwise(cuts)]) == whole
+
+
+@every_stream
+def test_a_cut_stream_is_never_taken_for_a_whole_one(case: Case) -> None:
+    """Wherever it is cut, it ends in an error, unless nothing that a client sees was in the part that is missing."""
+    assert case.stream is not None
+    whole = decode(case.translator, [case.stream])
+    for cut in range(len(case.stream)):
+        chunks = decode(case.translator, [case.stream[:cut]])
+        assert chunks == whole or "error" in chunks[-1], cut
+
+
+@every_stream
+def test_a_stream_keeps_what_clients_rely_on(case: Case) -> None:
+    assert case.stream is not None
+    chunks = decode(case.translator, [case.stream])
+    if "error" in chunks[-1]:
+        assert not any(choice["finish_reason"] for chunk in chunks[:-1] for choice in chunk["choices"])
+        assert not any("usage" in chunk for chunk in chunks[:-1])
+    else:
+        check_invariants(chunks)
+
+
+@pytest.mark.parametrize("api", sorted(REQUIRED))
+def test_every_provider_has_the_cases_others_have_paid_for(api: str) -> None:
+    assert set(REQUIRED[api].split()) <= {case.folder.name for case in CASES if case.api == api}
+
+
+@pytest.mark.parametrize("name", ["", "_x", "os.path", "chunks", "faults", "quirks", "nobody"])
+def test_a_module_that_speaks_no_api_is_none(name: str) -> None:
+    with pytest.raises(LookupError, match="no API"):
+        load(name)
+
+
+def test_translators_know_no_world() -> None:
+    """No socket, clock, dice, log or identifier: their output depends on their input alone."""
+    forbidden = ("asyncio", "socket", "time", "os", "random", "logging", "uuid", "datetime", "secrets")
+    room = Path(__file__).parent.parent / "proxy" / "providers"
+    for path in room.rglob("*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]):
+                assert words[1].split(".")[0] not in forbidden, f"{path.name}: {line}"
