@@ -287,7 +287,9 @@ class Stuck(io.StringIO):
 async def test_a_reader_that_stops_reading_costs_lines_and_never_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_INTERVAL_SECONDS", 0.001)
     stream = Stuck()
-    log = RequestLog(stream, limit=100, clock_ns=lambda: 11 * SECOND)
+    one_line = io.StringIO()
+    RequestLog(one_line, clock_ns=lambda: 11 * SECOND).access(exchange_of())
+    log = RequestLog(stream, limit_bytes=100 * len(one_line.getvalue()), clock_ns=lambda: 11 * SECOND)
     task = asyncio.create_task(log.run())
     await asyncio.sleep(0)
     log.access(exchange_of())

@@ -105,9 +105,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
     weight: int = 1
     order: int = 1
 
-    @property
-    def name(self) -> str:
-        return f"{self.provider.name}/{self.model}"
+    name: str = ""
+    """`provider/model`; always derived."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "name", f"{self.provider.name}/{self.model}")
 
 
 class Model(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,352 @@
+"""
+Whether a request can still be afforded, before it is sent: its worst case is set aside, later its true cost taken.
+
+A worker leases money from a budget's period in Postgres and divides it among requests by plain arithmetic, so that no
+two spend the same dollar: settled <= limit + what answers cost beyond their holds. A lease never expires by time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
+
+from proxy.admission.refusals import budget_exceeded, budget_unavailable
+from proxy.exchange import Budget, Caller, Hold
+from proxy.storage.budgets import Lease, return_lease, take_lease
+from proxy.storage.postgres import Database, Unavailable
+
+FOR_EVER_MS = 2**63
+MAX_ACCOUNTS = 200_000
+IDLE_SWEEPS = 5
+ASK_AGAIN_SECONDS = 0.05
+REFUSED_SECONDS = 0.25
+"""For so long nobody asks Postgres again for what it has refused twice."""
+MAX_ASKED = 8
+SLICE = 500
+"""Accounts swept before the event loop has its turn."""
+CLOSE_SECONDS = 5.0
+
+log = logging.getLogger("strata.admission")
+
+TakeLease = Callable[[Database, Budget, str, int, int], Awaitable[Lease]]
+ReturnLease = Callable[[Database, str, int, str, int], Awaitable[None]]
+
+
+class _Share:
+    """What this worker has of one period. Leased, less given back, is always `free + held + what it has cost`."""
+
+    __slots__ = ("ends_ms", "free", "held", "holds", "idle_sweeps", "starts_ms")
+
+    def __init__(self, starts_ms: int) -> None:
+        self.starts_ms = starts_ms
+        self.ends_ms = 0
+        self.free = 0
+        """What the next hold may take; below zero after an answer cost more than was leased."""
+        self.held = 0
+        self.holds = 0
+        self.idle_sweeps = 0
+
+    def set_aside(self, nano_usd: int) -> None:
+        self.free -= nano_usd
+        self.held += nano_usd
+        self.holds += 1
+        self.idle_sweeps = 0
+
+    def resolve(self, held_nano_usd: int, cost_nano_usd: int) -> None:
+        self.free += held_nano_usd - cost_nano_usd
+        self.held -= held_nano_usd
+        self.holds -= 1
+        self.idle_sweeps = 0
+
+
+class _Account:
+    """One budget as this worker sees it."""
+
+    __slots__ = ("asking", "budget", "busy", "free_there", "refused", "refused_until", "settled", "share", "waiting")
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.share: _Share | None = None
+        self.asking: asyncio.Task[int] | None = None
+        self.waiting: list[int] = []
+        """What each request that waits for a lease needs."""
+        self.busy = 0
+        """Requests between their first look and their hold; the account stays while there are any."""
+        self.free_there = budget.limit_nano_usd
+        """Not leased by anybody, when Postgres was last asked."""
+        self.settled = 0
+        self.refused = 0
+        self.refused_until = float("-inf")
+
+
+class Budgets:
+    """The budgets of this worker. `workers`: how many share them, so that the first does not lease everything."""
+
+    def __init__(
+        self,
+        db: Database,
+        worker_id: str,
+        *,
+        workers: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sweep_seconds: float = 1.0,
+        take: TakeLease = take_lease,
+        give_back: ReturnLease = return_lease,
+        max_accounts: int = MAX_ACCOUNTS,
+    ) -> None:
+        self._db = db
+        self._worker_id = worker_id
+        self._workers = workers
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._sleep = sleep
+        self._sweep_seconds = sweep_seconds
+        self._take = take
+        self._give_back = give_back
+        self._max_accounts = max_accounts
+        self._accounts: dict[str, _Account] = {}
+        self._past: dict[tuple[str, int], _Share] = {}
+        """Periods that are over for this worker and have holds or money left."""
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.overrun_nano_usd_total = 0
+        """What answers cost beyond their holds: the only way past a limit."""
+        self.stranded_nano_usd_total = 0
+        """Given back without an answer from Postgres; stays leased until this worker's journal is adopted."""
+        self.failures_total = 0
+        """Sweeps that failed."""
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def shares(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """By budget and start of its period (ms): what is free and what is held here, in nano-dollars."""
+        now = {(a.budget.id, a.share.starts_ms): a.share for a in self._accounts.values() if a.share is not None}
+        return {period: (share.free, share.held) for period, share in (self._past | now).items()}
+
+    async def start(self) -> None:
+        """Begins to give idle leases back."""
+        self._task = asyncio.create_task(self._sweep_for_ever(), name="budgets")
+
+    async def close(self) -> None:
+        """Gives back what is not spent. What has been spent and not yet shipped stays leased: the shipper lowers it."""
+        self._stop.set()
+        tasks: list[asyncio.Task[int] | asyncio.Task[None]] = [a.asking for a in self._accounts.values() if a.asking]
+        if self._task is not None:
+            tasks.append(self._task)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        for account in list(self._accounts.values()):
+            if account.share is not None and account.share.free:
+                await self._return_free(account.budget.id, account.share)
+        await self._clear_past()
+
+    async def hold(self, caller: Caller, nano_usd: int) -> Hold | None:
+        """
+        Sets `nano_usd` aside at every budget of the caller, or at none. None if the caller has no budget. Raises
+        PolicyError 429 `insufficient_quota`; GatewayFault 503 `budget_unavailable` if a lease is needed and Postgres is
+        away. Does not suspend while the leases here suffice.
+        """
+        budgets = caller.budgets
+        if not budgets:
+            return None
+        now_ms = self._wall_clock() * 1000
+        shares = []
+        for budget in budgets:
+            account = self._accounts.get(budget.id)
+            share = account.share if account is not None else None
+            if share is None or budget.limit_nano_usd <= 0 or now_ms >= share.ends_ms or 0 < nano_usd > share.free:
+                return await self._hold_slowly(caller, nano_usd)
+            shares.append(share)
+        for share in shares:
+            share.set_aside(nano_usd)
+        return _hold(nano_usd, budgets, shares)
+
+    def resolve(self, hold: Hold, cost_nano_usd: int) -> None:
+        """The request has cost this much; the rest of its hold is free again. A second time changes nothing."""
+        if hold.resolved:
+            return
+        hold.resolved = True
+        self.overrun_nano_usd_total += max(0, cost_nano_usd - hold.nano_usd)
+        for budget_id, starts_ms in zip(hold.budget_ids, hold.period_starts_ms, strict=True):
+            account = self._accounts[budget_id]
+            share = account.share
+            if share is None or share.starts_ms != starts_ms:
+                share = self._past[budget_id, starts_ms]
+            share.resolve(hold.nano_usd, cost_nano_usd)
+            account.settled += cost_nano_usd
+            account.refused_until = float("-inf")
+
+    async def sweep(self) -> None:
+        """Gives back what nobody has used for a while, and forgets budgets that nobody uses."""
+        now_ms = self._wall_clock() * 1000
+        for number, account in enumerate(list(self._accounts.values())):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            share = account.share
+            if share is not None and not account.busy:
+                share.idle_sweeps += 1
+                if now_ms >= share.ends_ms:
+                    self._past[account.budget.id, share.starts_ms] = share
+                    account.share = None
+                elif self._db.up and (share.free < 0 or (share.free and share.idle_sweeps > IDLE_SWEEPS)):
+                    await self._return_free(account.budget.id, share)
+        if self._db.up:
+            await self._clear_past()
+        unresolved = {budget_id for budget_id, _ in self._past}
+        for account in list(self._accounts.values()):
+            if _unused(account) and account.budget.id not in unresolved:
+                del self._accounts[account.budget.id]
+
+    async def _sweep_for_ever(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._sweep_seconds)
+                return
+            try:
+                await self.sweep()
+            except Exception:
+                self.failures_total += 1
+                log.exception("Idle leases could not be swept; the next sweep tries again.")
+
+    async def _hold_slowly(self, caller: Caller, nano_usd: int) -> Hold:
+        """All budgets in the order of their ids; what was set aside before one refused is put back."""
+        budgets = sorted(caller.budgets, key=attrgetter("id"))
+        shares: list[_Share] = []
+        try:
+            for budget in budgets:
+                shares.append(await self._set_aside(caller, budget, nano_usd))
+        except BaseException:
+            for share in shares:
+                share.resolve(nano_usd, 0)
+            raise
+        return _hold(nano_usd, budgets, shares)
+
+    async def _set_aside(self, caller: Caller, budget: Budget, nano_usd: int) -> _Share:
+        if self._stop.is_set():
+            raise budget_unavailable()
+        account = self._account(budget)
+        account.busy += 1
+        try:
+            refusals = 0
+            for _ in range(MAX_ASKED):
+                share = self._live(account)
+                if share is not None and budget.limit_nano_usd > 0 and not 0 < nano_usd > share.free:
+                    share.set_aside(nano_usd)
+                    return share
+                if budget.limit_nano_usd <= 0 or self._just_refused(account, nano_usd):
+                    break
+                refused = await self._ask(account, nano_usd)
+                if not refused:
+                    continue
+                if refusals and nano_usd >= refused:
+                    account.refused, account.refused_until = nano_usd, self._clock() + REFUSED_SECONDS
+                    break
+                refusals += 1
+                await self._sleep(ASK_AGAIN_SECONDS)
+        except Unavailable as error:
+            raise budget_unavailable() from error
+        finally:
+            account.busy -= 1
+        raise self._exceeded(caller, account, budget, nano_usd)
+
+    async def _ask(self, account: _Account, nano_usd: int) -> int:
+        """
+        Waits for a lease that somebody is already taking, or takes one, in a task of its own: a request that is
+        cancelled must not lose what Postgres has granted. The need that was refused, or 0.
+        """
+        account.waiting.append(nano_usd)
+        try:
+            if account.asking is None:
+                account.asking = asyncio.create_task(self._lease(account), name="budget lease")
+            return await asyncio.shield(account.asking)
+        finally:
+            account.waiting.remove(nano_usd)
+
+    async def _lease(self, account: _Account) -> int:
+        try:
+            share = self._live(account)
+            free = share.free if share is not None else 0
+            smallest = min(account.waiting, default=0)
+            if share is not None and smallest <= free:
+                return 0
+            need = smallest - free
+            size = min(account.budget.limit_nano_usd // 50, account.free_there // (2 * self._workers))
+            want = max(need, size, sum(account.waiting) - free)
+            lease = await self._take(self._db, account.budget, self._worker_id, want, need)
+            self._credit(account, lease)
+            return smallest if lease.granted_nano_usd < need else 0
+        finally:
+            account.asking = None
+
+    def _credit(self, account: _Account, lease: Lease) -> None:
+        share = account.share
+        if share is None or share.starts_ms != lease.starts_at_ms:
+            if share is not None:
+                self._past[account.budget.id, share.starts_ms] = share
+            share = self._past.pop((account.budget.id, lease.starts_at_ms), None) or _Share(lease.starts_at_ms)
+            account.share = share
+        # Where our clock runs ahead, Postgres decides that the period still goes on; believed for a second at a time
+        now_ms = int(self._wall_clock() * 1000)
+        share.ends_ms = FOR_EVER_MS if lease.ends_at_ms is None else max(lease.ends_at_ms, now_ms + 1000)
+        share.free += lease.granted_nano_usd
+        share.idle_sweeps = 0
+        account.free_there = lease.free_nano_usd
+        account.settled = lease.settled_nano_usd
+
+    async def _return_free(self, budget_id: str, share: _Share) -> None:
+        """Below zero it is a debt: the lease in Postgres grows by it, so that nobody can borrow what is spent."""
+        nano_usd, share.free = share.free, 0
+        try:
+            await self._give_back(self._db, budget_id, share.starts_ms, self._worker_id, nano_usd)
+        except Unavailable:
+            # Whether it arrived is not known, and given twice it would free money that was spent
+            self.stranded_nano_usd_total += nano_usd
+            log.warning("A budget's lease of %d nano-dollars was given back without an answer.", nano_usd)
+
+    async def _clear_past(self) -> None:
+        for period, share in list(self._past.items()):
+            if share.free:
+                await self._return_free(period[0], share)
+            if not share.holds and not share.free and self._past.get(period) is share:
+                del self._past[period]
+
+    def _account(self, budget: Budget) -> _Account:
+        account = self._accounts.get(budget.id)
+        if account is None:
+            if len(self._accounts) >= self._max_accounts:
+                raise budget_unavailable()
+            account = self._accounts[budget.id] = _Account(budget)
+        account.budget = budget
+        return account
+
+    def _live(self, account: _Account) -> _Share | None:
+        share = account.share
+        return None if share is None or self._wall_clock() * 1000 >= share.ends_ms else share
+
+    def _just_refused(self, account: _Account, nano_usd: int) -> bool:
+        return nano_usd >= account.refused and self._clock() < account.refused_until
+
+    def _exceeded(self, caller: Caller, account: _Account, budget: Budget, nano_usd: int) -> Exception:
+        share = account.share
+        resets = None
+        if share is not None and share.ends_ms != FOR_EVER_MS:
+            resets = share.ends_ms / 1000 - self._wall_clock()
+        return budget_exceeded(
+            caller, budget, spent_nano_usd=account.settled, asked_nano_usd=nano_usd, resets_in_seconds=resets
+        )
+
+
+def _unused(account: _Account) -> bool:
+    share = account.share
+    return not account.busy and account.asking is None and (share is None or (not share.holds and share.free == 0))
+
+
+def _hold(nano_usd: int, budgets: Sequence[Budget], shares: Sequence[_Share]) -> Hold:
+    return Hold(nano_usd, tuple([budget.id for budget in budgets]), tuple([share.starts_ms for share in shares]))

@@ -1,0 +1,267 @@
+"""
+From the headers of a request to its caller: which key, whether it lives, which models, how many requests a minute.
+
+Digest first, questions later: a key that is known costs one HMAC and two dictionary look-ups. What came instead (junk,
+another gateway's key, a provider's) is only asked once nothing was found, for the sake of the message.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
+
+from proxy.admission import keys
+from proxy.admission.keyring import Keyring
+from proxy.admission.limits import Limits, RateLimit, format_reset
+from proxy.config import Secret
+from proxy.errors import CallerError, PolicyError, Unauthenticated
+from proxy.exchange import Caller
+from proxy.storage.keys import KeyRow
+
+MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", admin=True)
+
+MAX_KEY_BYTES = 512
+MAX_CALLERS = 100_000
+
+FOREIGN_KEYS = (
+    (b"sk-ant-", "an Anthropic", "sk-ant-…"),
+    (b"sk-proj-", "an OpenAI", "sk-proj-…"),
+    (b"sk-or-", "an OpenRouter", "sk-or-…"),
+    (b"gsk_", "a Groq", "gsk_…"),
+    (b"xai-", "an xAI", "xai-…"),
+    (b"AIza", "a Google", "AIza…"),
+    (b"sk-", "an OpenAI", "sk-…"),
+)
+"""How keys of providers begin, most particular first; only to say so when one is sent here."""
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class Gate:
+    """Admits callers, or raises an error that says how to be admitted."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        limits: Limits,
+        pepper: bytes,
+        *,
+        prefix: str = keys.PREFIX,
+        master_key: Secret | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._keyring = keyring
+        self._limits = limits
+        self._pepper = pepper
+        self._prefix = prefix
+        self._prefix_bytes = prefix.encode()
+        self._master_key = master_key.reveal().encode() if master_key else None
+        self._wall_clock = wall_clock
+        self._clock_ns = clock_ns
+        self._callers: dict[str, tuple[KeyRow, Caller]] = {}
+
+    async def admit(self, credentials: Sequence[tuple[bytes, bytes]]) -> Caller:
+        """
+        Who sent these credential headers (all that are present: lower-case name, value). Does not suspend for a key
+        that is known. Raises Unauthenticated, CallerError (`ambiguous_credentials`) or, if Postgres is away and only it
+        could tell, Unavailable.
+        """
+        token = credential(credentials)
+        if token is None:
+            raise Unauthenticated(
+                f'No API key. Send "Authorization: Bearer {self._prefix}…"; make one with: strata keys create NAME',
+                code="missing_api_key",
+            )
+        if len(token) > MAX_KEY_BYTES:
+            raise self._unknown(token)
+        digest = keys.digest(token, self._pepper)
+        row = self._keyring.known(digest)
+        if row is None:
+            if self._master_key is not None and hmac.compare_digest(token, self._master_key):
+                return MASTER
+            if not keys.well_formed(token, self._prefix_bytes):
+                raise self._unknown(token)
+            row = await self._keyring.find(digest)
+            if row is None:
+                raise self._unknown(token)
+        if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= self._wall_clock()):
+            raise _ended(row)
+        known = self._callers.get(row.id)
+        if known is not None and known[0] is row:
+            return known[1]
+        return self._remember(row)
+
+    def allow(self, caller: Caller, model: str) -> None:
+        """Whether the caller may use the model by this name. Raises PolicyError 403 `model_not_allowed`."""
+        if not permits(caller, model):
+            raise PolicyError(
+                f'The key "{caller.name}" may use {_listed(caller.models)}, not "{_shortened(model)}". '
+                "Ask its owner to add it.",
+                status=403,
+                code="model_not_allowed",
+                error_type="policy_model_denied",
+            )
+
+    def take_request(self, caller: Caller) -> RateLimit | None:
+        """One of the caller's requests a minute; None if they are not limited. Raises PolicyError 429."""
+        if caller.rpm is None:
+            return None
+        turn = self._limits.take(caller.key_id, caller.rpm, self._clock_ns())
+        if turn.retry_after_seconds:
+            raise _too_many(caller, turn)
+        return turn
+
+    def _remember(self, row: KeyRow) -> Caller:
+        caller = Caller(
+            key_id=row.id,
+            name=row.name,
+            display=row.display,
+            models=row.models,
+            rpm=row.rpm,
+            budgets=tuple(sorted(row.budgets, key=attrgetter("id"))),
+            user_id=row.user_id,
+            team_id=row.team_id,
+        )
+        if len(self._callers) >= MAX_CALLERS:
+            del self._callers[next(iter(self._callers))]
+        self._callers[row.id] = (row, caller)
+        return caller
+
+    def _unknown(self, token: bytes) -> Unauthenticated:
+        """Why this cannot be a key of ours; shows nothing of it unless it wears our prefix."""
+        if token.startswith(self._prefix_bytes):
+            if not keys.well_formed(token, self._prefix_bytes):
+                return Unauthenticated(
+                    "This key is incomplete or mistyped: its checksum does not match. Copy it again; "
+                    "if it is lost, make another with: strata keys create NAME"
+                )
+            return Unauthenticated(
+                f"This key is not known here: {keys.display(token.decode('ascii'))}. Keys of another gateway or of "
+                "OpenAI do not work; make one with: strata keys create NAME"
+            )
+        for start, owner, shown in FOREIGN_KEYS:
+            if token.startswith(start):
+                return Unauthenticated(
+                    f"That looks like {owner} key ({shown}). This gateway needs its own key; "
+                    f"the {owner.split()[-1]} key belongs in config.yaml under providers."
+                )
+        return Unauthenticated(
+            "This key is not known here. Keys of another gateway or of OpenAI do not work; "
+            "make one with: strata keys create NAME"
+        )
+
+
+def credential(credentials: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """
+    The one secret in these headers, or None. `Bearer` in any case and one or more spaces. Two Authorization headers, or
+    two secrets that differ, are refused: which of them counts must not depend on who reads first.
+    """
+    found: bytes | None = None
+    authorizations = 0
+    foreign_scheme = False
+    for name, value in credentials:
+        if name == b"authorization":
+            authorizations += 1
+            scheme, _, token = value.strip().partition(b" ")
+            token = token.strip()
+            if scheme.lower() != b"bearer":
+                foreign_scheme = True
+                token = value
+        else:
+            token = value.strip()
+        if authorizations > 1 or (found is not None and token and found != token):
+            raise CallerError(
+                "More than one credential was sent. Send one only: Authorization: Bearer, x-api-key or api-key.",
+                code="ambiguous_credentials",
+                error_type="caller_unauthenticated",
+            )
+        found = token or found
+    if foreign_scheme:
+        raise Unauthenticated('The Authorization header is not "Bearer KEY". Send "Authorization: Bearer KEY".')
+    return found
+
+
+def permits(caller: Caller, model: str) -> bool:
+    """Whether one of the caller's patterns covers the model; `*` stands for anything, slashes too."""
+    if "*" in caller.models:
+        return True
+    exact, patterns = _split(caller.models)
+    return model in exact or any(_matches(model, parts) for parts in patterns)
+
+
+@lru_cache(maxsize=4096)
+def _split(models: tuple[str, ...]) -> tuple[frozenset[str], tuple[tuple[str, ...], ...]]:
+    exact = frozenset(name for name in models if "*" not in name)
+    return exact, tuple(tuple(name.split("*")) for name in models if "*" in name)
+
+
+def _matches(model: str, parts: tuple[str, ...]) -> bool:
+    """The parts of a pattern between its stars, each after the one before; never the backtracking of an expression."""
+    first, *middle, last = parts
+    if len(model) < len(first) + len(last) or not model.startswith(first) or not model.endswith(last):
+        return False
+    position, end = len(first), len(model) - len(last)
+    for part in middle:
+        position = model.find(part, position, end)
+        if position < 0:
+            return False
+        position += len(part)
+    return True
+
+
+def _ended(row: KeyRow) -> Unauthenticated:
+    if row.revoked_at is not None:
+        return Unauthenticated(
+            f'The key "{row.name}" was revoked on {_date(row.revoked_at)}. Ask its owner for another.',
+            code="key_revoked",
+        )
+    return Unauthenticated(
+        f'The key "{row.name}" expired on {_date(row.expires_at or 0.0)}. Its owner can make a new one with: '
+        "strata keys create NAME",
+        code="key_expired",
+    )
+
+
+def _too_many(caller: Caller, turn: RateLimit) -> PolicyError:
+    seconds = max(1, math.ceil(turn.retry_after_seconds))
+    if turn.limit:
+        message = f'The key "{caller.name}" is limited to {turn.limit} requests a minute. Try again in {seconds} s.'
+    else:
+        message = f'The key "{caller.name}" may make no requests: its limit is 0 a minute. Ask its owner to raise it.'
+    return PolicyError(
+        message,
+        status=429,
+        code="rate_limit_exceeded",
+        error_type="policy_rate_limited",
+        headers={
+            "retry-after": str(seconds),
+            "retry-after-ms": str(math.ceil(turn.retry_after_seconds * 1000)),
+            "x-ratelimit-limit-requests": str(turn.limit),
+            "x-ratelimit-remaining-requests": str(turn.remaining),
+            "x-ratelimit-reset-requests": format_reset(turn.reset_seconds),
+        },
+    )
+
+
+def _date(unix_seconds: float) -> str:
+    day = datetime.fromtimestamp(unix_seconds, UTC)
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+
+
+def _listed(models: tuple[str, ...]) -> str:
+    """`fast, smart and sim/*`; the first five of a long list."""
+    if not models:
+        return "no model"
+    if len(models) > 5:
+        return ", ".join(models[:5]) + f" and {len(models) - 5} more"
+    return " and ".join(filter(None, (", ".join(models[:-1]), models[-1])))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 64 else text[:63] + "…"

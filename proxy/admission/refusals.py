@@ -1,0 +1,80 @@
+"""What a caller reads when money stands in the way: how much is spent, of how much, and when that changes. Pure."""
+
+from __future__ import annotations
+
+from proxy.errors import GatewayFault, PolicyError
+from proxy.exchange import Budget, Caller
+
+_CENT = 10_000_000
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def budget_exceeded(
+    caller: Caller, budget: Budget, *, spent_nano_usd: int, asked_nano_usd: int, resets_in_seconds: float | None
+) -> PolicyError:
+    """429 `insufficient_quota`. `resets_in_seconds` None: the budget never starts anew by itself."""
+    whom = _whom(caller, budget)
+    spent = f"{whom} has spent {dollars(spent_nano_usd)} of {dollars(budget.limit_nano_usd)}"
+    if budget.limit_nano_usd <= 0:
+        message = f"{whom} has a budget of $0.00 and may send nothing. Its owner can raise it."
+    else:
+        short = spent_nano_usd < budget.limit_nano_usd
+        why = f", and this request may cost {dollars(asked_nano_usd)} with others under way" if short else ""
+        resets = "its owner can raise the budget." if resets_in_seconds is None else _resets(resets_in_seconds)
+        message = f"{spent}{why}; {resets}"
+    return PolicyError(
+        message,
+        status=429,
+        code="insufficient_quota",
+        error_type="policy_budget_exceeded",
+        headers={"x-should-retry": "false"},
+        details={
+            "limit_nano_usd": budget.limit_nano_usd,
+            "spent_nano_usd": spent_nano_usd,
+            "asked_nano_usd": asked_nano_usd,
+            "resets_in_seconds": resets_in_seconds,
+        },
+    )
+
+
+def budget_unavailable() -> GatewayFault:
+    """503: what is left of a budget cannot be known while Postgres is away."""
+    return GatewayFault(
+        "The budget of this key cannot be checked just now: the gateway has lost its database. Try again shortly.",
+        status=503,
+        code="budget_unavailable",
+        headers={"retry-after": "2", "retry-after-ms": "2000"},
+    )
+
+
+def dollars(nano_usd: int) -> str:
+    """`$5.02`; two significant digits of what is less than a cent: `$0.00031`."""
+    whole, fraction = divmod(nano_usd, 1_000_000_000)
+    if nano_usd >= _CENT or nano_usd <= 0:
+        return f"${whole:,}.{fraction // _CENT:02d}"
+    digits = f"{fraction:09d}"
+    first = len(digits) - len(digits.lstrip("0"))
+    return "$0." + digits[: first + 2].rstrip("0")
+
+
+def duration(seconds: float) -> str:
+    """`3 h 12 min`: the two largest units."""
+    left = max(1, round(seconds))
+    parts: list[str] = []
+    for name, size in _UNITS:
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {name}" if count else "")
+    return " ".join(part for part in parts[:2] if part)
+
+
+def _resets(seconds: float) -> str:
+    return f"the budget resets in {duration(seconds)}."
+
+
+def _whom(caller: Caller, budget: Budget) -> str:
+    if budget.scope == "key":
+        return f'The key "{caller.name}"'
+    if budget.scope in ("user", "team"):
+        return f'The {budget.scope} of the key "{caller.name}"'
+    return "This gateway" if budget.scope == "global" else f'This gateway\'s budget for "{budget.subject}"'

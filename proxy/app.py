@@ -1,0 +1,349 @@
+"""
+The composition root: a config goes in, a running gateway comes out. The only file that knows every room.
+
+`serve` is the process: the database server first, on the main thread (it dies with the thread that starts it), then
+uvicorn, whose lifespan starts and stops a `Gateway`. Nothing here has an `if` about a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import uvicorn
+import uvloop
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from proxy.admission.budgets import Budgets
+from proxy.admission.gate import Gate
+from proxy.admission.keyring import Keyring
+from proxy.admission.limits import Limits
+from proxy.config import Config, Provider
+from proxy.config.presets import SIM_API_BASE
+from proxy.edge.chat import Chat
+from proxy.edge.models import Models
+from proxy.edge.ops import Ops
+from proxy.edge.protocol import TICK_SECONDS, Door, protocol_class
+from proxy.edge.site import site
+from proxy.errors import GatewayFault
+from proxy.exchange import Attempt, Exchange
+from proxy.first_start import greet
+from proxy.metering.journal import Journal
+from proxy.metering.meter import Meter
+from proxy.metering.prices import PriceBook
+from proxy.metering.shipper import Shipper
+from proxy.routing.plan import Router
+from proxy.routing.resting import Resting
+from proxy.sim.faults import MODELS as SIM_MODELS
+from proxy.sim.server import SimServer
+from proxy.storage.embedded import EmbeddedPostgres
+from proxy.storage.migrations import migrate
+from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.vault import Vault
+from proxy.telemetry.logs import RequestLog, configure
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.accounts import Account
+from proxy.upstream.relay import Relay
+
+log = logging.getLogger("strata.app")
+
+CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
+DRAIN_SECONDS = 10.0
+DATABASE_RETRY_SECONDS = 2.0
+
+
+class Gateway:
+    """Every part of one worker, built once. `start` and `stop` run inside uvicorn's lifespan."""
+
+    def __init__(
+        self, config: Config, home: Path, environ: Mapping[str, str], dsn: str, request_log: RequestLog
+    ) -> None:
+        self.config = config
+        self.request_log = request_log
+        self._dsn = dsn
+        vault = Vault.open(home, environ)
+        self.metrics = Metrics(config)
+        self.metrics.config_loaded(config.hash)
+        self.database = Database(dsn, size=config.database.pool)
+        self.keyring = Keyring(self.database, vault.pepper, pepper_id=vault.pepper_id, static=config.keys.static)
+        self.vault = vault
+        self.journal = Journal(home / "journal", config.ledger)
+        self.shipper = Shipper(self.journal, self.database, config.ledger)
+        self.budgets = Budgets(self.database, str(self.journal.worker_id))
+        self.gate = Gate(
+            self.keyring, Limits(), vault.pepper, prefix=config.keys.prefix, master_key=config.auth.master_key
+        )
+        self.prices = PriceBook(config.prices)
+        self.meter = Meter(
+            self.journal,
+            self.prices,
+            offer=self.shipper.offer,
+            on_settled=(self._settled,),
+            on_closed=(self._closed,),
+        )
+        self.resting = Resting(config.rest, self._deployment_changed)
+        self.router = Router(config, self.resting, random.random)
+        self.sim = SimServer()
+        self.accounts: dict[str, Account] = {}
+        self.door = Door(
+            max_body_bytes=config.server.max_body_bytes,
+            max_in_flight=config.server.max_in_flight,
+            header_timeout_seconds=config.server.header_timeout_seconds,
+            body_timeout_seconds=config.server.body_timeout_seconds,
+            write_timeout_seconds=config.server.write_timeout_seconds,
+            keepalive_seconds=config.server.keepalive_seconds,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self.database_ready = asyncio.Event()
+
+    async def start(self) -> None:
+        """Everything that listens, fetches or writes. Returns before Postgres is there if it is away."""
+        # What is loaded now stays for good: the collector need not walk it again, nor run every few requests.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        port = await self.sim.start()
+        for provider in self.config.providers.values():
+            self.accounts[provider.name] = Account(_reachable(provider, port))
+        relay = Relay(
+            self.accounts,
+            self.meter,
+            self.prices,
+            self.resting,
+            self.budgets.hold,
+            self.metrics,
+            dice=random.random,
+            block_unpriced=self.config.prices.on_missing == "block",
+        )
+        chat = Chat(
+            self.gate,
+            self.router,
+            relay,
+            self.meter,
+            started=self.metrics.request_started,
+            full_headers=self.config.server.response_headers == "full",
+        )
+        self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))
+        self.journal.open()
+        self.journal.start()
+        self.shipper.start()
+        for name, work in (
+            ("database", self._come_up),
+            ("ticker", self._tick),
+            ("log", self.request_log.run),
+        ):
+            self._hold_task(name, work)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.database_ready.wait(), DATABASE_RETRY_SECONDS)
+
+    async def stop(self) -> None:
+        """Ships what is settled, gives back what is leased, closes every connection."""
+        await self.shipper.drain(DRAIN_SECONDS)
+        await self.budgets.close()
+        await self.keyring.close()
+        for account in self.accounts.values():
+            await account.close()
+        await self.sim.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shipper.close()
+        await self.journal.close()
+        await self.database.close()
+        self.request_log.flush()
+
+    def app(self) -> ASGIApp:
+        """The Starlette side: every route but the hot ones."""
+        models = Models(
+            self.gate,
+            self.router,
+            started_at=int(time.time()),
+            served_by=self._served_by,
+            context_window=self.prices.context_window,
+            max_output_tokens=self.prices.max_output_tokens,
+        )
+        ops = Ops(
+            ready=lambda: self.database.up or not self.keyring.stale,
+            degraded=self._degraded,
+            render=self.metrics.render,
+            token=self.config.metrics.token,
+        )
+        routes = [
+            Route("/healthz", ops.healthz),
+            Route("/readyz", ops.readyz),
+            Route("/v1/models", models.list),
+            Route("/models", models.list),
+            Route("/v1/models/{id:path}", models.retrieve),
+            Route("/models/{id:path}", models.retrieve),
+        ]
+        if self.config.metrics.enabled:
+            routes.append(Route(self.config.metrics.path, ops.metrics))
+        return site(routes, [path.decode() for path in CHAT_PATHS], self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: object) -> AsyncIterator[None]:
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    def _hold_task(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception:
+                    self.metrics.count_task_failure(name)
+                    log.exception("the background task %s failed; it starts again in a second", name)
+                    await asyncio.sleep(1.0)
+                else:
+                    return
+
+        self._tasks.append(asyncio.create_task(run(), name=name))
+
+    async def _come_up(self) -> None:
+        """Migrates and opens the database as soon as it is there; until then known keys are served without it."""
+        while True:
+            try:
+                if self.config.database.auto_migrate:
+                    await migrate(self._dsn)
+                await self.database.open()
+                await self.keyring.start()
+                await self.budgets.start()
+            except Unavailable:
+                log.warning("the database is away; trying again in %s s", DATABASE_RETRY_SECONDS)
+                await asyncio.sleep(DATABASE_RETRY_SECONDS)
+            else:
+                self.database_ready.set()
+                return
+
+    async def _tick(self) -> None:
+        """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + TICK_SECONDS
+            await asyncio.sleep(TICK_SECONDS)
+            now = loop.time()
+            self.metrics.observe_loop_lag(max(0.0, now - due))
+            self.door.tick(now)
+            self.metrics.set_ledger(self.shipper.queue_depth, self.shipper.lag_seconds, self.shipper.dropped_total)
+            self.metrics.set_dependency("database", self.database.up)
+
+    def _settled(self, exchange: Exchange, attempt: Attempt) -> None:
+        if attempt.hold is not None and not attempt.hold.resolved:
+            self.budgets.resolve(attempt.hold, attempt.cost_nano_usd)
+        self.metrics.record_attempt(exchange, attempt)
+
+    def _closed(self, exchange: Exchange) -> None:
+        self.metrics.request_ended(exchange.endpoint)
+        self.metrics.record(exchange)
+        self.request_log.access(exchange)
+
+    def _deployment_changed(self, deployment: str, up: bool, reason: str) -> None:
+        provider = deployment.partition("/")[0]
+        self.metrics.set_deployment_up(deployment, provider, up)
+        if up:
+            log.info("deployment %s is asked again", deployment)
+        else:
+            self.metrics.count_cooldown(deployment, provider, reason)
+            log.warning("deployment %s rests: %s", deployment, reason)
+
+    def _degraded(self) -> list[str]:
+        return [name for name, away in (("database", not self.database.up), ("journal", self.journal.failing)) if away]
+
+    def _served_by(self, name: str) -> tuple[str, ...]:
+        provider = self.config.providers.get(name)
+        if provider is None:
+            return ()
+        return tuple(SIM_MODELS) if is_simulated(provider) else self.prices.models(provider)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with a word when it takes connections."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            await self._on_ready()
+
+
+def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
+    """Runs the gateway until SIGTERM or SIGINT. Raises GatewayFault with the fix when it cannot start."""
+    started = time.monotonic()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request_log = configure(config.logging.level, config.logging.format)
+    listener = _listen(config)
+    embedded = None if config.database.url else EmbeddedPostgres(home)
+    try:
+        dsn = config.database.url.reveal() if config.database.url else ""
+        if embedded is not None:
+            dsn = embedded.start()
+        gateway = Gateway(config, home, environ, dsn, request_log)
+
+        async def ready() -> None:
+            await greet(gateway, home, embedded=embedded is not None, seconds=time.monotonic() - started)
+
+        server = Server(_uvicorn_config(config, gateway), ready)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+        return 0 if server.started else 1
+    finally:
+        listener.close()
+        if embedded is not None:
+            embedded.stop()
+
+
+def _uvicorn_config(config: Config, gateway: Gateway) -> uvicorn.Config:
+    return uvicorn.Config(
+        gateway.app(),
+        http=protocol_class(gateway.door),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(config.server.shutdown_grace_seconds),
+        backlog=2048,
+    )
+
+
+def _listen(config: Config) -> socket.socket:
+    """The listening socket, bound before anything else starts, so that a taken port costs nothing."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
+    except OSError as error:
+        reason = "is in use" if error.errno in {98, 48} else f"cannot be used ({error.strerror})"
+        raise GatewayFault(
+            f"Port {port} on {host} {reason}. Start on another: strata --port {port + 1}",
+            code="gateway_config",
+            error_type="gateway_config",
+        ) from error
+
+
+def is_simulated(provider: Provider) -> bool:
+    return provider.api_base == SIM_API_BASE
+
+
+def _reachable(provider: Provider, sim_port: int) -> Provider:
+    """The simulated provider lives in this process, at an address known only now."""
+    if is_simulated(provider):
+        return msgspec.structs.replace(provider, api_base=f"http://127.0.0.1:{sim_port}/v1")
+    return provider

@@ -1,0 +1,158 @@
+"""
+POST /v1/chat/completions: the whole story of a request, in order.
+
+key -> limits -> plan -> translate -> upstream -> translate back -> settle. `serve` is the story; its lines are the
+stages. What happens after the first byte of an answer is `_whole` and `_stream`: both settle before the last byte
+leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from proxy.admission.gate import Gate
+from proxy.dialects import openai as dialect
+from proxy.edge.lane import LaneRequest
+from proxy.edge.replies import answer_head, limit_lines, new_id, request_id, stream_head
+from proxy.errors import CallerError, GatewayError, GatewayFault
+from proxy.exchange import Attempt, Exchange
+from proxy.metering.meter import Meter
+from proxy.routing.plan import Router
+from proxy.upstream.answers import AnswerStream, WholeAnswer
+from proxy.upstream.relay import Relay
+
+log = logging.getLogger("strata.edge")
+
+JSON_TYPE = b"application/json"
+"""What a body calls itself. curl without -H says application/x-www-form-urlencoded, and is told."""
+
+
+class Chat:
+    def __init__(
+        self,
+        gate: Gate,
+        router: Router,
+        relay: Relay,
+        meter: Meter,
+        *,
+        started: Callable[[str], None],
+        full_headers: bool = True,
+        endpoint: str = "chat",
+    ) -> None:
+        self._gate = gate
+        self._router = router
+        self._relay = relay
+        self._meter = meter
+        self._started = started
+        self._full_headers = full_headers
+        self._endpoint = endpoint
+
+    async def serve(self, lane: LaneRequest) -> None:
+        """One request, from its bytes to its ledger rows."""
+        exchange = self._open(lane)
+        try:
+            caller = exchange.caller = await self._gate.admit(lane.head.credentials)
+            chat = dialect.decode(_json_body(lane))
+            exchange.stream = bool(chat.get("stream"))
+            model = exchange.resolved = self._router.find(chat["model"])
+            exchange.model = chat["model"]
+            self._gate.allow(caller, exchange.model)
+            limits = limit_lines(self._gate.take_request(caller))
+            plan = self._router.plan(model, time.monotonic())
+            if exchange.stream:
+                lane.keepalive_head = lambda: stream_head(exchange, None, limits, full=False)
+            answer = await self._relay.answer(plan, chat, exchange)
+            if isinstance(answer, WholeAnswer):
+                await self._whole(lane, exchange, answer, limits)
+            else:
+                await self._stream(lane, exchange, answer, limits)
+        except GatewayError as error:
+            self._fail(lane, exchange, error)
+        except Exception:
+            log.exception("request %s failed inside the gateway", exchange.request_id)
+            self._fail(lane, exchange, _internal(exchange))
+        finally:
+            self._meter.close(exchange)
+
+    def _open(self, lane: LaneRequest) -> Exchange:
+        head = lane.head
+        now_ms = time.time_ns() // 1_000_000
+        id = new_id(now_ms)
+        lane.request_id = request_id(id, head.request_id)
+        self._started(self._endpoint)
+        return Exchange(id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), hints=head.hints)
+
+    def _fail(self, lane: LaneRequest, exchange: Exchange, error: GatewayError) -> None:
+        """The record first, then the last bytes: what a client was told is never unknown to the ledger."""
+        exchange.error = error
+        exchange.status = exchange.status or error.status
+        exchange.client_left = lane.gone
+        self._meter.close(exchange)
+        lane.refuse(error)
+
+    async def _whole(self, lane: LaneRequest, exchange: Exchange, answer: WholeAnswer, limits: bytes) -> None:
+        attempt = answer.attempt
+        exchange.status = 200
+        exchange.client_left = lane.gone
+        if attempt.usage is None:
+            await self._meter.count(attempt)
+        self._meter.settle(exchange, attempt)
+        cost = _cost_usd(attempt)
+        if answer.completion is None:
+            body = answer.with_cost(cost)
+        else:
+            body = dialect.stamp_completion(
+                answer.completion,
+                id=f"chatcmpl-{exchange.id.hex()}",
+                created=exchange.started_at_ms // 1000,
+                model=exchange.model,
+                cost=cost,
+                notices=exchange.notices,
+            )
+        lane.respond(200, answer_head(exchange, attempt, limits, full=self._full_headers), body)
+
+    async def _stream(self, lane: LaneRequest, exchange: Exchange, answer: AnswerStream, limits: bytes) -> None:
+        exchange.status = 200
+        lane.on_gone = answer.client_left
+        if lane.gone:
+            answer.client_left()
+        lane.start(stream_head(exchange, answer.attempt, limits, full=self._full_headers))
+        try:
+            while data := await answer.read():
+                lane.write(data)
+                if lane.paused:
+                    await lane.drained()
+        except BaseException as error:
+            answer.abandon(error)
+            if answer.attempt.usage is None and isinstance(error, GatewayError):
+                await self._meter.count(answer.attempt)
+            raise
+        if answer.attempt.usage is None:
+            await self._meter.count(answer.attempt)
+        self._meter.settle(exchange, answer.attempt)
+        lane.finish(answer.ending(_cost_usd(answer.attempt)))
+
+
+def _json_body(lane: LaneRequest) -> bytes:
+    content_type = lane.head.content_type
+    if content_type and not content_type.lower().startswith(JSON_TYPE):
+        raise CallerError(
+            "Send the body as JSON, with Content-Type: application/json.", status=415, code="unsupported_media_type"
+        )
+    return bytes(lane.body)
+
+
+def _cost_usd(attempt: Attempt) -> float | None:
+    """Dollars for `usage.cost`, the one place where money becomes a float: JSON has no other number."""
+    return attempt.cost_nano_usd / 1_000_000_000 if attempt.price_state != "unknown" else None
+
+
+def _internal(exchange: Exchange) -> GatewayFault:
+    return GatewayFault(
+        f"The gateway failed on this request; its operator finds the cause in the log under {exchange.request_id}.",
+        status=500,
+        code="internal_error",
+        error_type="gateway_internal",
+    )

@@ -1,0 +1,158 @@
+"""
+One hot request on one client connection: what came in, and the sink its answer is written to.
+
+It stands where uvicorn keeps its `RequestResponseCycle` and offers the same attributes, so that pipelining,
+keep-alive and graceful shutdown stay uvicorn's; but there is no scope, no receive queue and no message dict: 50 to 90
+µs a request less than ASGI. A client that leaves is a flag here (`gone`), never an exception and never a
+cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from proxy.dialects.openai import encode_error
+from proxy.edge.replies import Header, error_body, error_headers, lines, new_request_id
+from proxy.errors import GatewayError
+
+if TYPE_CHECKING:
+    from proxy.edge.protocol import GatewayProtocol
+
+Story = Callable[["LaneRequest"], Awaitable[None]]
+
+COMMENT = b": keepalive\n\n"
+CLOSE = b"connection: close\r\n"
+
+
+class Head:
+    """What the story may want to know of a request's head; everything else has been judged and dropped."""
+
+    __slots__ = ("content_type", "credentials", "hints", "request_id")
+
+    def __init__(self) -> None:
+        self.credentials: list[Header] = []
+        """Every header that may carry a key: lower-case name, value."""
+        self.content_type = b""
+        self.request_id: bytes | None = None
+        self.hints: dict[str, str] = {}
+        """The client's `x-strata-…` headers."""
+
+
+class LaneRequest:
+    __slots__ = (
+        "_protocol",
+        "body",
+        "disconnected",
+        "head",
+        "keep_alive",
+        "keepalive_head",
+        "message_event",
+        "more_body",
+        "on_gone",
+        "request_id",
+        "response_complete",
+        "started",
+        "story",
+        "written_at",
+    )
+
+    def __init__(self, protocol: GatewayProtocol, story: Story, head: Head, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.story = story
+        self.head = head
+        self.keep_alive = keep_alive
+        self.body = bytearray()
+        self.more_body = True
+        self.request_id = ""
+        self.started = False
+        self.response_complete = False
+        self.disconnected = False
+        self.written_at = 0.0
+        self.keepalive_head: Callable[[], bytes] | None = None
+        """Set while a stream may be kept alive: gives the head to commit to if nothing has been sent by then."""
+        self.on_gone: Callable[[], None] | None = None
+        self.message_event = _NO_EVENT
+
+    @property
+    def gone(self) -> bool:
+        return self.disconnected
+
+    @property
+    def paused(self) -> bool:
+        """The client reads more slowly than we write."""
+        return self._protocol.flow.write_paused
+
+    async def drained(self) -> None:
+        """Waits until the client has read; the deadline ticker hangs up on one that does not."""
+        await self._protocol.flow.drain()
+
+    def respond(self, status: int, head: bytes, body: bytes) -> None:
+        """A whole answer. `head` is its header lines, each with its CRLF."""
+        self.started = True
+        close = b"" if self.keep_alive else CLOSE
+        self._write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], head, close, len(body), body))
+        self._complete()
+
+    def refuse(self, error: GatewayError) -> None:
+        """An error answer with its true status, or, once a stream has begun, an error event without [DONE]."""
+        if self.response_complete:
+            return
+        if self.started:
+            self.finish(encode_error(error.body()))
+            return
+        request_id = self.request_id or new_request_id()
+        self.respond(error.status, lines(error_headers(error, request_id)), error_body(error))
+
+    def start(self, head: bytes) -> None:
+        """The head of a streamed answer; chunked, one write an event. A second call does nothing."""
+        if self.started:
+            return
+        self.started = True
+        close = b"" if self.keep_alive else CLOSE
+        self._write(b"%b%b%btransfer-encoding: chunked\r\n\r\n" % (STATUS_LINE[200], head, close))
+
+    def write(self, data: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def finish(self, data: bytes) -> None:
+        """The last bytes of a streamed answer, and its end, in one write."""
+        self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
+        self._complete()
+
+    def keep_alive_comment(self) -> None:
+        """Called by the ticker when a stream has been silent for long: commits the head, then writes a comment."""
+        if self.keepalive_head is None or self.response_complete:
+            return
+        self.start(self.keepalive_head())
+        self.write(COMMENT)
+
+    def left(self) -> None:
+        """The connection is lost. What is on its way upstream goes on; it only learns of it."""
+        self.disconnected = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _write(self, data: bytes) -> None:
+        if not self.disconnected:
+            self.written_at = self._protocol.loop.time()
+            self._protocol.transport.write(data)
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.keepalive_head = None
+        self.on_gone = None
+        self._protocol.answered(self)
+
+
+class _NoEvent(asyncio.Event):
+    """uvicorn wakes a waiting `receive()` by its event; nobody waits here."""
+
+    def set(self) -> None:
+        pass
+
+
+_NO_EVENT = _NoEvent()

@@ -1,0 +1,385 @@
+"""
+uvicorn's httptools protocol with the guards it lacks, and a short way for the hot routes.
+
+httptools alone limits no header, accepts none or two Hosts and coded bodies, and uvicorn sets no deadline on a head
+or a body; each guard here pins one of these. A POST to a hot route becomes a `LaneRequest`; everything else goes on
+to Starlette through ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from proxy.edge.lane import Head, LaneRequest, Story
+from proxy.edge.replies import error_body, error_headers, lines, new_request_id
+from proxy.errors import CallerError, GatewayError, GatewayFault
+
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 32_768
+TICK_SECONDS = 0.5
+LINGER_SECONDS = 2.0
+MAX_LINGER_BYTES = 64_000_000
+
+_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
+_BAD_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00|%0[AaDd]|[^!-~]")
+_DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?:/|$)")
+
+
+@dataclass
+class Door:
+    """What the protocol needs to know of the house: the hot routes, and the limits of a connection."""
+
+    hot: dict[bytes, Story] = field(default_factory=dict)
+    max_body_bytes: int = 20_000_000
+    max_in_flight: int = 1000
+    header_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 30.0
+    write_timeout_seconds: float = 30.0
+    idle_timeout_seconds: float = 75.0
+    keepalive_seconds: float = 15.0
+    in_flight: int = 0
+    connections: set[GatewayProtocol] = field(default_factory=set)
+
+    def tick(self, now: float) -> None:
+        """Called every TICK_SECONDS: one pass over the connections instead of a timer for each."""
+        for connection in list(self.connections):
+            connection.check_deadlines(now)
+
+
+def protocol_class(door: Door) -> type[GatewayProtocol]:
+    """The class to give to uvicorn's Config; uvicorn makes the instances, so the door rides on the class."""
+    return cast("type[GatewayProtocol]", type("BoundGatewayProtocol", (GatewayProtocol,), {"door": door}))
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    door: Door
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.refusal: GatewayError | None = None
+        self._head_bytes = 0
+        self._in_head = True
+        self._waiting_since = self.loop.time()
+        self._paused_since = 0.0
+        self._lingered_bytes = 0
+        self._lane: LaneRequest | None = None
+        """The lane request whose body is arriving."""
+        self._told: LaneRequest | None = None
+        """The lane request whose story is running."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.door.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.door.connections.discard(self)
+        self.pipeline.clear()
+        if self._told is not None and not self._told.response_complete:
+            self._told.left()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.refusal is not None:
+            self._linger(data)
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.refuse(
+                CallerError("This server speaks HTTP/1.1 only: send no Upgrade.", status=426, code="no_upgrade")
+            )
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, GatewayError):
+                self.refuse(cause)
+            elif self.refusal is None:
+                self.refuse(CallerError("This is not a well-formed HTTP/1.1 request.", code="invalid_http"))
+        else:
+            if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+                self.refuse(_head_too_large())
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answers a request that is not to be read any further, and closes: what follows cannot be trusted."""
+        if self.refusal is not None or self.transport.is_closing():
+            return
+        self.refusal = error
+        running: Any = self._told if self._told is not None else self.cycle
+        if running is None or running.response_complete or running is cast(Any, self._lane):
+            self._write_refusal(error)
+        elif isinstance(running, LaneRequest):
+            # an earlier answer is on its way on this connection; nothing may come between its parts
+            running.keep_alive = False
+            self.flow.pause_reading()
+        else:
+            self.transport.close()
+
+    def _write_refusal(self, error: GatewayError) -> None:
+        body = error_body(error)
+        head = lines(error_headers(error, new_request_id()))
+        status = STATUS_LINE[error.status]
+        self.transport.write(b"%bconnection: close\r\n%bcontent-length: %d\r\n\r\n%b" % (status, head, len(body), body))
+        # Closing a socket with unread bytes resets it, and the client would never see why it was refused.
+        self._waiting_since = self.loop.time()
+        self._lingered_bytes = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _linger(self, data: bytes) -> None:
+        self._lingered_bytes += len(data)
+        if self._lingered_bytes > MAX_LINGER_BYTES:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self._in_head = True
+        self._head_bytes = max(self._head_bytes, 1)
+        self._waiting_since = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        head_bytes, self._head_bytes = self._head_bytes, 0
+        headers = self.headers
+        if len(headers) > MAX_HEADERS or (
+            head_bytes > MAX_HEAD_BYTES and sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES
+        ):
+            raise _head_too_large()
+        head = self._read_head()
+        story = self.door.hot.get(self.url)
+        if story is None:
+            self._check_target()
+            story = self.door.hot.get(self.url.partition(b"?")[0])
+        if story is None or self.parser.get_method() != b"POST":
+            self._lane = None
+            self._enter_asgi()
+        else:
+            self._enter_lane(story, head)
+
+    def on_body(self, body: bytes) -> None:
+        lane = self._lane
+        if lane is None:
+            super().on_body(body)
+            return
+        lane.body += body
+        if len(lane.body) > self.door.max_body_bytes:
+            raise self._too_large()
+
+    def on_message_complete(self) -> None:
+        lane = self._lane
+        if lane is None:
+            super().on_message_complete()
+            return
+        lane.more_body = False
+        self._lane = None
+        if not self.pipeline or all(cast(Any, queued) is not lane for queued, _ in self.pipeline):
+            self._tell(lane)
+
+    def answered(self, lane: LaneRequest) -> None:
+        """A lane request has its answer: what uvicorn does at the end of its own cycle, without a timer a request."""
+        self._told = None
+        if self.transport.is_closing():
+            return
+        if not lane.keep_alive:
+            self.transport.close()
+            return
+        self._waiting_since = self.loop.time()
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        if self.pipeline:
+            queued, app = self.pipeline.pop()
+            self._start_asgi_task(queued, app)
+
+    def check_deadlines(self, now: float) -> None:
+        """Hangs up on a connection that keeps us waiting: for a head, a body, or for our answer to be read."""
+        door = self.door
+        cycle = self.cycle
+        waited = now - self._waiting_since
+        if self.refusal is not None:
+            if waited > LINGER_SECONDS:
+                self.transport.close()
+            return
+        idle = cycle is None or cycle.response_complete
+        lane = cycle if isinstance(cycle, LaneRequest) and not idle else None
+        if idle and self._head_bytes == 0:
+            if waited > (door.idle_timeout_seconds if cycle is not None else door.header_timeout_seconds):
+                self.transport.close()
+        elif self._in_head:
+            if waited > door.header_timeout_seconds:
+                self.refuse(CallerError("The head of this request did not arrive in time.", status=408, code="timeout"))
+        elif cycle is not None and cycle.more_body and waited > door.body_timeout_seconds:
+            self.refuse(CallerError("The body of this request did not arrive in time.", status=408, code="timeout"))
+        if self.flow.write_paused:
+            self._paused_since = self._paused_since or now
+            if now - self._paused_since > door.write_timeout_seconds:
+                self.transport.abort()
+        else:
+            self._paused_since = 0.0
+            silent_since = max(lane.written_at, self._waiting_since) if lane else now
+            if lane and lane.keepalive_head and 0 < door.keepalive_seconds < now - silent_since:
+                lane.keep_alive_comment()
+
+    def _enter_asgi(self) -> None:
+        headers, url, expects = self.headers, self.url, self.expect_100_continue
+        super().on_message_begin()
+        self.scope["headers"] = self.headers = headers
+        self.url = url
+        self.expect_100_continue = expects
+        super().on_headers_complete()
+
+    def _enter_lane(self, story: Story, head: Head) -> None:
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        lane = LaneRequest(self, story, head, keep_alive)
+        before = self.cycle
+        self._lane = lane
+        self.cycle = cast(RequestResponseCycle, lane)
+        if before is not None and not before.response_complete:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, cast(Any, story)))
+        elif self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if not isinstance(cycle, LaneRequest):
+            super()._start_asgi_task(cycle, app)
+        elif not cycle.more_body:
+            self._tell(cycle)
+
+    def _tell(self, lane: LaneRequest) -> None:
+        self._told = lane
+        task = self.loop.create_task(self._story(lane))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _story(self, lane: LaneRequest) -> None:
+        door = self.door
+        door.in_flight += 1
+        try:
+            if door.in_flight > door.max_in_flight:
+                lane.refuse(_overloaded())
+            else:
+                await lane.story(lane)
+        finally:
+            door.in_flight -= 1
+            if not lane.response_complete and not lane.disconnected:
+                self.transport.close()
+
+    def _read_head(self) -> Head:
+        """Refuses what parsers disagree about, and keeps what the story may want."""
+        head = Head()
+        hosts = 0
+        for name, value in self.headers:
+            judge = _JUDGES.get(name)
+            if judge is not None:
+                hosts += judge(self, head, name, value)
+            elif name.startswith(b"x-strata-"):
+                head.hints[name.decode("latin-1")] = value.decode("latin-1")
+        if hosts != 1:
+            raise CallerError(f"A request needs one Host header, not {hosts}.", code="invalid_host")
+        return head
+
+    def _judge_host(self, head: Head, name: bytes, value: bytes) -> int:
+        if not _HOST.fullmatch(value):
+            raise CallerError("The Host header is not a host name.", code="invalid_host")
+        return 1
+
+    def _judge_length(self, head: Head, name: bytes, value: bytes) -> int:
+        if not value.isdigit() or len(value) > 18 or int(value) > self.door.max_body_bytes:
+            raise self._too_large()
+        return 0
+
+    def _judge_transfer(self, head: Head, name: bytes, value: bytes) -> int:
+        if value.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
+            raise CallerError("The only transfer coding here is chunked.", code="invalid_http")
+        return 0
+
+    def _judge_encoding(self, head: Head, name: bytes, value: bytes) -> int:
+        if value.lower() != b"identity":
+            raise CallerError("Send the body uncompressed.", status=415, code="unsupported_encoding")
+        return 0
+
+    def _judge_expect(self, head: Head, name: bytes, value: bytes) -> int:
+        self.expect_100_continue = value.lower() == b"100-continue"
+        return 0
+
+    def _keep_credential(self, head: Head, name: bytes, value: bytes) -> int:
+        head.credentials.append((name, value))
+        return 0
+
+    def _keep_content_type(self, head: Head, name: bytes, value: bytes) -> int:
+        head.content_type = value
+        return 0
+
+    def _keep_request_id(self, head: Head, name: bytes, value: bytes) -> int:
+        head.request_id = value
+        return 0
+
+    def _check_target(self) -> None:
+        path = self.url.partition(b"?")[0]
+        if path[:1] != b"/" or path[:2] == b"//" or _BAD_TARGET.search(self.url) or _DOTS.search(path):
+            raise CallerError("The path of this request is not a plain absolute path.", code="invalid_path")
+
+    def _too_large(self) -> CallerError:
+        return CallerError(
+            f"The body is larger than {self.door.max_body_bytes} bytes, the limit of this gateway (server.max_body).",
+            status=413,
+            code="request_too_large",
+            error_type="caller_too_large",
+        )
+
+
+_JUDGES: dict[bytes, Callable[[GatewayProtocol, Head, bytes, bytes], int]] = {
+    b"host": GatewayProtocol._judge_host,
+    b"content-length": GatewayProtocol._judge_length,
+    b"transfer-encoding": GatewayProtocol._judge_transfer,
+    b"content-encoding": GatewayProtocol._judge_encoding,
+    b"expect": GatewayProtocol._judge_expect,
+    b"authorization": GatewayProtocol._keep_credential,
+    b"x-api-key": GatewayProtocol._keep_credential,
+    b"api-key": GatewayProtocol._keep_credential,
+    b"content-type": GatewayProtocol._keep_content_type,
+    b"x-request-id": GatewayProtocol._keep_request_id,
+}
+"""What is looked at in a head, by name; each gives 1 for a Host and 0 for everything else."""
+
+
+def _head_too_large() -> CallerError:
+    return CallerError(
+        f"The head of this request is too large: at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes.",
+        status=431,
+        code="headers_too_large",
+        error_type="caller_too_large",
+    )
+
+
+def _overloaded() -> GatewayFault:
+    return GatewayFault(
+        "This gateway is at its limit of parallel requests (server.max_in_flight); try again shortly.",
+        code="gateway_overloaded",
+        error_type="gateway_overloaded",
+        headers={"retry-after": "1"},
+    )

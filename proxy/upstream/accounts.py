@@ -1,0 +1,106 @@
+"""
+A provider as this process reaches it: its translator, its own pool of connections, and the request head, made once.
+
+One pool a provider, so that a bad one cannot starve the others. A key is bound to its host here and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Awaitable, Mapping
+from urllib.parse import urlsplit
+
+from proxy import __version__
+from proxy.config import Provider
+from proxy.errors import GatewayFault
+from proxy.providers import UpstreamRequest, load
+from proxy.upstream.connections import Origin, Pool, Response
+
+MAX_HEADS = 64
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*")
+
+
+class Account:
+    def __init__(self, provider: Provider, *, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.provider = provider
+        self.translator = load(provider.api)
+        self.forwards: tuple[str, ...] = tuple(provider.quirks.get("forward", ()))  # type: ignore[arg-type]
+        """Headers of the client that this provider may see."""
+        self.passes_through = self.translator.same_dialect and not provider.quirks.get("normalise")
+        """Its answers go to the client as they came. Not so where a provider speaks our dialect with an accent."""
+        url = urlsplit(provider.api_base)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        self._origin = Origin(url.scheme, url.hostname or "", port)
+        self._path = url.path.rstrip("/")
+        self._head = self._fixed_head(url.netloc)
+        self._heads: dict[str, bytes] = {}
+        self._pool = Pool(
+            max_connections=provider.max_connections,
+            max_response_bytes=provider.max_response_bytes,
+            ssl_context=ssl_context,
+        )
+
+    def send(
+        self,
+        request: UpstreamRequest,
+        body: bytes,
+        hints: Mapping[str, str],
+        *,
+        connect_seconds: float,
+        deadline: float,
+    ) -> Awaitable[Response]:
+        """Sends, and waits for the answer's head. Raises UpstreamError; its `sent` says whether bytes may have left."""
+        fixed = self._heads.get(request.path) or self._remember_head(request)
+        more = b"" if not self.forwards else self._forwarded(hints)
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (fixed, more, len(body))
+        return self._pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    def _remember_head(self, request: UpstreamRequest) -> bytes:
+        """Made once for a path, unless the translator adds headers of its own."""
+        path = request.path
+        if self._path.endswith("/v1") and path.startswith("/v1/"):
+            path = path[3:]
+        lines = "".join(_header(name, value) for name, value in request.headers.items())
+        head = f"POST {self._path}{path} HTTP/1.1\r\n{self._head}{lines}".encode("latin-1")
+        if not request.headers and len(self._heads) < MAX_HEADS:
+            self._heads[request.path] = head
+        return head
+
+    def _forwarded(self, hints: Mapping[str, str]) -> bytes:
+        lines = "".join(_header(name, hints[name]) for name in self.forwards if name in hints)
+        return lines.encode("latin-1")
+
+    def _fixed_head(self, host: str) -> str:
+        key = self.provider.api_key
+        lines = [
+            _header("host", host),
+            _header("user-agent", f"strata/{__version__}"),
+            _header("accept", "*/*"),
+            _header("accept-encoding", "identity"),
+            _header("content-type", "application/json"),
+        ]
+        if key is not None and self.translator.auth == "bearer":
+            lines.append(_header("authorization", f"Bearer {key.reveal()}"))
+        elif key is not None:
+            lines.append(_header(self.translator.auth, key.reveal()))
+        lines += (_header(name, value) for name, value in self.provider.headers.items())
+        return "".join(lines)
+
+
+def _header(name: str, value: str) -> str:
+    """One header line. A value that could end its line early never gets into a head."""
+    if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+        raise GatewayFault(
+            f"The header {name[:64]!r} of this provider has characters that HTTP does not allow: "
+            "mend it in config.yaml.",
+            status=502,
+            code="gateway_config",
+            error_type="gateway_config",
+        )
+    return f"{name}: {value}\r\n"

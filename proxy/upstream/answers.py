@@ -1,0 +1,209 @@
+"""
+What the relay hands to the edge: a whole answer, or a stream whose first content has already arrived.
+
+`AnswerStream.read` gives the client's bytes as they come. When it gives `b""` the answer is complete and may be
+settled; only then does `ending` give the last bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from proxy.config import Deployment, Timeouts
+from proxy.errors import GatewayError, UpstreamError
+from proxy.exchange import Attempt, Exchange
+from proxy.metering.usage import from_openai
+from proxy.providers import Event
+from proxy.providers.faults import bad_response
+from proxy.upstream.connections import Response
+from proxy.upstream.framing import SSE
+from proxy.upstream.readers import Reader
+
+DRAIN_BILLED_SECONDS = 120.0
+"""How long an abandoned answer is read on from a provider that bills it all the same."""
+DRAIN_UNBILLED_SECONDS = 2.0
+"""… and from one that stops billing when we hang up: in case it is nearly done."""
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+
+
+class Choice(msgspec.Struct):
+    """What metering reads of a choice; the rest is not decoded."""
+
+    message: _Message | None = None
+    finish_reason: str | None = None
+
+
+_decode_choices = msgspec.json.Decoder(list[Choice]).decode
+_decode_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class WholeAnswer:
+    """
+    A complete answer. Where the dialect is the client's own, `fields` holds it undecoded, so that every byte which is
+    not ours to change goes through as it came; else `completion` is the translated answer.
+    """
+
+    __slots__ = ("attempt", "completion", "fields", "usage")
+
+    def __init__(
+        self, attempt: Attempt, fields: dict[str, msgspec.Raw] | None, completion: dict[str, Any] | None
+    ) -> None:
+        self.attempt = attempt
+        self.fields = fields
+        self.completion = completion
+        self.usage: dict[str, Any] | None = None
+
+    def read_usage(self) -> dict[str, Any] | None:
+        """The usage of an undecoded answer. Raises UpstreamError if it is not an object."""
+        raw = (self.fields or {}).get("usage")
+        try:
+            self.usage = _decode_usage(raw) if raw is not None else None
+        except msgspec.DecodeError:
+            raise bad_response("The provider's usage is not a JSON object.") from None
+        return self.usage
+
+    def choices(self) -> list[Choice]:
+        """Raises UpstreamError if they are not choices."""
+        try:
+            if self.fields is not None:
+                return _decode_choices(self.fields["choices"])
+            return msgspec.convert((self.completion or {}).get("choices", []), list[Choice])
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            raise bad_response("The provider's answer has choices that are none.") from None
+
+    def with_cost(self, cost: float | None) -> bytes:
+        """The undecoded answer, with `usage.cost`."""
+        fields = self.fields or {}
+        if self.usage is not None:
+            fields["usage"] = msgspec.Raw(_encode({**self.usage, "cost": cost}))
+        return _encode(fields)
+
+
+class AnswerStream:
+    def __init__(
+        self,
+        deployment: Deployment,
+        exchange: Exchange,
+        attempt: Attempt,
+        response: Response,
+        reader: Reader,
+        timeouts: Timeouts,
+        *,
+        clock: Callable[[], float],
+        deadline: float,
+    ) -> None:
+        self.deployment = deployment
+        self.attempt = attempt
+        self._exchange = exchange
+        self._response = response
+        self._reader = reader
+        self._framing = SSE()
+        self._clock = clock
+        self._idle_seconds = timeouts.idle_seconds
+        self._total_deadline = deadline
+        self._deadline = min(clock() + timeouts.first_byte_seconds, deadline)
+        self._held: list[bytes] = []
+        self._failure: UpstreamError | None = None
+
+    async def open(self) -> None:
+        """Reads until the first content event, and keeps what it read: until then another provider may still serve."""
+        while not self._reader.content and not self._reader.done:
+            if self._failure is not None:
+                raise self._failure
+            self._held.append(await self._pull())
+
+    async def read(self) -> bytes:
+        """The next bytes for the client; `b""` when the answer is complete. Raises UpstreamError."""
+        if self._held:
+            held = b"".join(self._held)
+            self._held.clear()
+            if held:
+                return held
+        while not self._reader.done:
+            if self._failure is not None:
+                raise self._failure
+            shown = await self._pull()
+            if shown:
+                return shown
+        self._learn()
+        if self.attempt.usage is None:
+            self.attempt.source = "counted"
+        self._response.release()
+        return b""
+
+    def ending(self, cost: float | None) -> bytes:
+        return self._reader.ending(cost)
+
+    def client_left(self) -> None:
+        """Nobody listens any more: read on for as long as the bill is the better for it, and not longer."""
+        self._exchange.client_left = True
+        billed = self.deployment.provider.bills_after_abort
+        self._total_deadline = min(
+            self._total_deadline, self._clock() + (DRAIN_BILLED_SECONDS if billed else DRAIN_UNBILLED_SECONDS)
+        )
+        self._deadline = min(self._deadline, self._total_deadline)
+        self._response.hasten(self._deadline)
+
+    def abandon(self, error: BaseException) -> None:
+        """Hangs up. The attempt keeps what it knows; without a usage it is settled by what was delivered."""
+        self._learn()
+        self._response.close()
+        if self._exchange.client_left:
+            self.attempt.outcome = "caller_cancelled"
+        else:
+            self.attempt.outcome = error.error_type if isinstance(error, GatewayError) else "gateway_internal"
+        if self.attempt.usage is None:
+            self.attempt.source = "counted"
+
+    async def _pull(self) -> bytes:
+        waited_from = time.monotonic_ns()
+        data = await self._response.read(self._deadline)
+        now = time.monotonic_ns()
+        self._exchange.upstream_wait_ns += now - waited_from
+        if not data:
+            shown = b"".join([self._reader.feed(event) for event in self._framing.close()])
+            return shown if self._reader.done else shown + self._reader.close()
+        events = self._framing.feed(data)
+        if not events:
+            return b""  # comments only: they keep nothing alive but the connection
+        if not self.attempt.first_event_ns:
+            self.attempt.first_event_ns = now
+        self._deadline = min(self._clock() + self._idle_seconds, self._total_deadline)
+        return self._feed(events)
+
+    def _feed(self, events: list[Event]) -> bytes:
+        """What the events show. An error among them is raised after what came before it has been delivered."""
+        shown = []
+        for event in events:
+            try:
+                shown.append(self._reader.feed(event))
+            except UpstreamError as error:
+                self._learn()
+                if not any(shown):
+                    raise
+                self._failure = error
+                break
+        return b"".join(shown)
+
+    def _learn(self) -> None:
+        self._exchange.finish_reason = self._reader.finish_reason
+        if self._reader.usage is not None:
+            remember_usage(self._exchange, self.attempt, self._reader.usage)
+
+
+def remember_usage(exchange: Exchange, attempt: Attempt, usage: dict[str, Any], raw: bytes = b"") -> None:
+    """Takes over a provider's usage: in our buckets, and in its own words (`raw`, if they are at hand)."""
+    attempt.usage, attempt.usage_suspect = from_openai(usage)
+    attempt.usage_raw = raw or _encode(usage)
+    attempt.source = "drained" if exchange.client_left else "provider"

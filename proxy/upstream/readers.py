@@ -1,0 +1,194 @@
+"""
+From framed events to the client's bytes, for one answer stream.
+
+Two readers, one contract. `PassReader` serves a provider that speaks the client's own dialect: payloads go through as
+they came and a typed tap reads what metering needs. `TranslatedReader` runs a translator's decoder and stamps its
+chunks. Both hold the usage back: it is shown last, with its cost, and only to a client that asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.dialects.openai import DONE, Envelope
+from proxy.errors import StreamTruncated
+from proxy.exchange import Attempt
+from proxy.providers import Chunk, Event, StreamDecoder, Translator
+
+
+class Reader(Protocol):
+    done: bool
+    """The stream's own terminal event has been seen."""
+    content: bool
+    """Something that a client would see has arrived: the stream is committed."""
+    usage: dict[str, Any] | None
+    finish_reason: str
+
+    def feed(self, event: Event) -> bytes:
+        """What this event amounts to for the client, framed; often nothing. Raises UpstreamError on an error event."""
+
+    def close(self) -> bytes:
+        """The bytes have ended. Raises StreamTruncated if the answer had not."""
+
+    def ending(self, cost: float | None) -> bytes:
+        """The last bytes: the usage chunk, if it was asked for, and [DONE]."""
+
+
+class TapFunction(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class TapCall(msgspec.Struct):
+    function: TapFunction | None = None
+
+
+class TapDelta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    audio: Any = None
+    tool_calls: list[TapCall] | None = None
+
+
+class TapChoice(msgspec.Struct):
+    delta: TapDelta | None = None
+    finish_reason: str | None = None
+
+
+class TapChunk(msgspec.Struct):
+    choices: list[TapChoice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_tap = msgspec.json.Decoder(TapChunk).decode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class PassReader:
+    def __init__(self, translator: Translator, attempt: Attempt, envelope: Envelope, asked_usage: bool) -> None:
+        self._translator = translator
+        self._attempt = attempt
+        self._envelope = envelope
+        self._asked_usage = asked_usage
+        self._usage_frame = b""
+        self.done = False
+        self.content = False
+        self.usage: dict[str, Any] | None = None
+        self.finish_reason = ""
+
+    def feed(self, event: Event) -> bytes:
+        data = event.data
+        if data == b"[DONE]":
+            self.done = True
+            return b""
+        try:
+            chunk = _tap(data)
+        except msgspec.DecodeError:
+            raise StreamTruncated("The provider sent a stream event that is not a chunk.") from None
+        if chunk.error is not None or event.name == "error":
+            raise self._translator.decode_error(500, {}, data)
+        if chunk.usage is not None:
+            return self._hold_usage(chunk, data)
+        self._read(chunk)
+        return b"data: " + data + b"\n\n"
+
+    def close(self) -> bytes:
+        # Some servers never say [DONE]; a finish reason is proof enough, an end of bytes alone is none.
+        if not self.done and not self.finish_reason:
+            raise StreamTruncated()
+        self.done = True
+        return b""
+
+    def ending(self, cost: float | None) -> bytes:
+        if not self._asked_usage or self.usage is None:
+            return DONE
+        if self._usage_frame:
+            chunk = _decode(self._usage_frame)
+            return b"data: " + _encode({**chunk, "usage": {**self.usage, "cost": cost}}) + b"\n\n" + DONE
+        return self._envelope.usage(self.usage, cost) + DONE
+
+    def _hold_usage(self, chunk: TapChunk, data: bytes) -> bytes:
+        self.usage = chunk.usage
+        self._read(chunk)
+        if not chunk.choices:
+            self._usage_frame = data
+            return b""
+        shown = _decode(data)
+        del shown["usage"]
+        return b"data: " + _encode(shown) + b"\n\n"
+
+    def _read(self, chunk: TapChunk) -> None:
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+                self.content = True
+            delta = choice.delta
+            if delta is None:
+                continue
+            for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
+                if text:
+                    self.content = True
+                    keep_text(self._attempt, text)
+            if delta.tool_calls or delta.audio:
+                self.content = True
+                for call in delta.tool_calls or ():
+                    if call.function:
+                        keep_text(self._attempt, (call.function.name or "") + (call.function.arguments or ""))
+
+
+class TranslatedReader:
+    def __init__(self, decoder: StreamDecoder, attempt: Attempt, envelope: Envelope, asked_usage: bool) -> None:
+        self._decoder = decoder
+        self._attempt = attempt
+        self._envelope = envelope
+        self._asked_usage = asked_usage
+        self.done = False
+        self.content = False
+        self.usage: dict[str, Any] | None = None
+        self.finish_reason = ""
+
+    def feed(self, event: Event) -> bytes:
+        return b"".join([self._show(chunk) for chunk in self._decoder.feed(event)])
+
+    def close(self) -> bytes:
+        shown = b"".join([self._show(chunk) for chunk in self._decoder.close()])
+        self.done = True
+        return shown
+
+    def ending(self, cost: float | None) -> bytes:
+        if self._asked_usage and self.usage is not None:
+            return self._envelope.usage(self.usage, cost) + DONE
+        return DONE
+
+    def _show(self, chunk: Chunk) -> bytes:
+        if not chunk["choices"]:
+            # usage comes last, so nothing of this answer is still to come
+            self.usage = chunk.get("usage")
+            self.done = True
+            return b""
+        for choice in chunk["choices"]:
+            if choice.get("finish_reason"):
+                self.finish_reason = choice["finish_reason"]
+                self.content = True
+            delta = choice["delta"]
+            for name in ("content", "reasoning_content", "refusal"):
+                if delta.get(name):
+                    self.content = True
+                    keep_text(self._attempt, delta[name])
+            for call in delta.get("tool_calls") or ():
+                self.content = True
+                function = call.get("function", {})
+                keep_text(self._attempt, function.get("name", "") + function.get("arguments", ""))
+        return self._envelope.encode(chunk)
+
+
+def keep_text(attempt: Attempt, text: Any) -> None:
+    """Remembers what was delivered, so that an answer without usage can be counted. A pool bounds an answer's size."""
+    attempt.delivered_events += 1
+    attempt.delivered_text.append(text if isinstance(text, str) else str(text))

@@ -1,0 +1,341 @@
+"""
+One exchange with whoever can serve it: try, go on to the next, retry, until the first content event or the last
+failure.
+
+Every try is an `Attempt` with its own hold and its own ledger row: the dispatch record is in the journal before a
+byte leaves. After the first content event nothing is tried again. The call belongs to the worker: a client that
+leaves is a flag (`AnswerStream.client_left`), never a cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from proxy.config import Deployment
+from proxy.dialects.openai import Envelope, wants_usage
+from proxy.errors import CallerError, GatewayError, UpstreamError
+from proxy.exchange import Attempt, Caller, Exchange, Hold
+from proxy.metering.meter import Meter
+from proxy.metering.prices import PriceBook
+from proxy.providers import ChatRequest, Target, UpstreamRequest
+from proxy.providers.faults import bad_response
+from proxy.routing.plan import Plan, Step
+from proxy.routing.resting import Resting
+from proxy.routing.retries import RetryBudget, backoff_seconds
+from proxy.upstream.accounts import Account
+from proxy.upstream.answers import AnswerStream, WholeAnswer, remember_usage
+from proxy.upstream.connections import Response
+from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
+
+NEVER_AGAIN_HERE = frozenset({"provider_auth", "provider_quota", "provider_content_filter"})
+"""Failures that the same deployment will repeat; another one may not."""
+LONGEST_ASKED_WAIT_SECONDS = 1.0
+"""A Retry-After beyond this is the client's to wait out: its SDK does, and we hold no request for it."""
+MAX_ERROR_BODY_SECONDS = 10.0
+MAX_ROADS = 4_096
+DEFAULT_OUTPUT_BOUND = 16_384
+"""Tokens reserved where neither the client nor the price table names a maximum."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Events(Protocol):
+    """What telemetry hears of (its metrics object); the relay knows nothing of metrics."""
+
+    def count_retry(self, model: str, reason: str) -> None: ...
+    def count_fallback(self, model: str, to: str) -> None: ...
+
+
+Holds = Callable[[Caller, int], Awaitable[Hold | None]]
+"""Sets money aside for one attempt, at every budget of the caller; raises PolicyError when it is not there."""
+
+
+class _Road(NamedTuple):
+    """The way to one deployment, looked up once. It holds the deployment, so that its id() stays its own."""
+
+    deployment: Deployment
+    account: Account
+    target: Target
+
+
+class Relay:
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        meter: Meter,
+        prices: PriceBook,
+        resting: Resting,
+        hold: Holds,
+        events: Events,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        dice: Callable[[], float],
+        block_unpriced: bool = False,
+    ) -> None:
+        self._accounts = accounts
+        self._meter = meter
+        self._prices = prices
+        self._resting = resting
+        self._hold = hold
+        self._events = events
+        self._clock = clock
+        self._dice = dice
+        self._block_unpriced = block_unpriced
+        self._retries = RetryBudget()
+        self._roads: dict[int, _Road] = {}
+
+    async def answer(self, plan: Plan, chat: ChatRequest, exchange: Exchange) -> WholeAnswer | AnswerStream:
+        """The first answer that anybody gives. Raises the failure that tells the client most."""
+        self._retries.live += 1
+        try:
+            first = plan.steps[0]
+            try:
+                return await self._attempt(first, chat, exchange)
+            except UpstreamError as error:
+                self._note_failure(first.deployment, error)
+                return await self._recover(plan, chat, exchange, [(first, error)])
+        finally:
+            self._retries.live -= 1
+
+    async def _recover(
+        self, plan: Plan, chat: ChatRequest, exchange: Exchange, failures: list[tuple[Step, UpstreamError]]
+    ) -> WholeAnswer | AnswerStream:
+        """The first try has failed: goes on while there is somebody to ask and a reason to."""
+        for step in self._further(plan, failures):
+            if not failures[-1][1].retryable or not await self._may_go_on(step, failures, exchange):
+                break
+            try:
+                return await self._attempt(step, chat, exchange)
+            except UpstreamError as error:
+                failures.append((step, error))
+                self._note_failure(step.deployment, error)
+        raise _verdict(exchange, failures)
+
+    def _further(self, plan: Plan, failures: Sequence[tuple[Step, UpstreamError]]) -> Iterator[Step]:
+        """The steps after the first; then the round again, without those that would only repeat themselves."""
+        round_of: Sequence[Step] = plan.steps[1:]
+        made = 1
+        while made < plan.attempts:
+            for step in round_of[: plan.attempts - made]:
+                made += 1
+                yield step
+            hopeless = {step.deployment.name for step, error in failures if not _may_pass_here(error)}
+            round_of = [step for step in plan.steps if step.deployment.name not in hopeless]
+            if not round_of:
+                return
+
+    async def _may_go_on(self, step: Step, failures: Sequence[tuple[Step, UpstreamError]], exchange: Exchange) -> bool:
+        """Whether to try `step` after what has failed; waits first where the same deployment is asked again."""
+        _, error = failures[-1]
+        earlier = [failed for tried, failed in failures if tried.deployment.name == step.deployment.name]
+        if not earlier:
+            if step.fallback:
+                self._events.count_fallback(exchange.model, step.model.name)
+            return True
+        asked = earlier[-1].retry_after_seconds
+        if (asked or 0) > LONGEST_ASKED_WAIT_SECONDS or not self._retries.allows():
+            return False
+        self._events.count_retry(exchange.model, error.error_type)
+        self._retries.retrying += 1
+        try:
+            await asyncio.sleep(backoff_seconds(len(earlier), self._dice, asked))
+        finally:
+            self._retries.retrying -= 1
+        return True
+
+    async def _attempt(self, step: Step, chat: ChatRequest, exchange: Exchange) -> WholeAnswer | AnswerStream:
+        road = self._roads.get(id(step.deployment)) or self._road(step.deployment)
+        asked = {**step.model.params, **chat} if step.model.params else chat
+        request = road.account.translator.encode_request(asked, road.target)
+        body = _encode(request.body)
+        attempt = Attempt(
+            number=len(exchange.attempts) + 1,
+            deployment=step.deployment,
+            started_ns=time.monotonic_ns(),
+            # A token is at least one byte, so the body's length bounds the input without a tokenizer.
+            input_tokens_bound=len(body),
+            output_tokens_bound=_output_bound(asked, road.target),
+        )
+        caller = exchange.caller
+        if caller is not None and caller.budgets:
+            await self._set_aside(caller, attempt)
+        exchange.attempts.append(attempt)
+        for notice in request.notices:
+            if notice not in exchange.notices:
+                exchange.notices.append(notice)
+        try:
+            self._meter.dispatch(exchange, attempt)
+            return await self._exchange(road.account, step, request, body, chat, exchange, attempt)
+        except GatewayError as error:
+            self._fail(exchange, attempt, error)
+            raise
+        except BaseException:
+            attempt.outcome = "gateway_internal"
+            self._meter.settle(exchange, attempt)
+            raise
+
+    async def _exchange(
+        self,
+        account: Account,
+        step: Step,
+        request: UpstreamRequest,
+        body: bytes,
+        chat: ChatRequest,
+        exchange: Exchange,
+        attempt: Attempt,
+    ) -> WholeAnswer | AnswerStream:
+        timeouts = step.model.timeouts
+        now = self._clock()
+        deadline = now + timeouts.total_seconds
+        first_byte = min(deadline, now + timeouts.first_byte_seconds) if exchange.stream else deadline
+        response = await account.send(
+            request, body, exchange.hints, connect_seconds=timeouts.connect_seconds, deadline=first_byte
+        )
+        attempt.status = response.status
+        waited_until = time.monotonic_ns()
+        exchange.upstream_wait_ns += waited_until - attempt.started_ns
+        if not 200 <= response.status < 300:
+            raise await self._refusal(account, response)
+        if not exchange.stream:
+            return await self._whole(account, response, exchange, attempt, deadline)
+        reader = self._reader(account, chat, exchange, attempt)
+        stream = AnswerStream(
+            step.deployment, exchange, attempt, response, reader, timeouts, clock=self._clock, deadline=deadline
+        )
+        try:
+            await stream.open()
+        except BaseException as error:
+            stream.abandon(error)
+            raise
+        self._resting.succeeded(step.deployment.name)
+        return stream
+
+    def _reader(self, account: Account, chat: ChatRequest, exchange: Exchange, attempt: Attempt) -> Reader:
+        envelope = Envelope(
+            id=f"chatcmpl-{exchange.id.hex()}", created=exchange.started_at_ms // 1000, model=exchange.model
+        )
+        if account.passes_through:
+            return PassReader(account.translator, attempt, envelope, wants_usage(chat))
+        return TranslatedReader(account.translator.stream_decoder(), attempt, envelope, wants_usage(chat))
+
+    async def _whole(
+        self, account: Account, response: Response, exchange: Exchange, attempt: Attempt, deadline: float
+    ) -> WholeAnswer:
+        waited_from = time.monotonic_ns()
+        body = await response.read_all(deadline)
+        attempt.first_event_ns = time.monotonic_ns()
+        exchange.upstream_wait_ns += attempt.first_event_ns - waited_from
+        if account.passes_through:
+            whole = WholeAnswer(attempt, _read_fields(body), None)
+            usage = whole.read_usage()
+            raw = bytes(whole.fields["usage"]) if whole.fields and usage else b""
+        else:
+            whole = WholeAnswer(attempt, None, account.translator.decode_response(body))
+            usage, raw = (whole.completion or {}).get("usage"), b""
+        if usage:
+            remember_usage(exchange, attempt, usage, raw)
+        _keep_whole(exchange, attempt, whole)
+        self._resting.succeeded(attempt.deployment.name)
+        return whole
+
+    async def _refusal(self, account: Account, response: Response) -> UpstreamError:
+        body = await response.read_all(self._clock() + MAX_ERROR_BODY_SECONDS)
+        error = account.translator.decode_error(response.status, response.headers, body)
+        error.upstream_status = response.status
+        return error
+
+    async def _set_aside(self, caller: Caller, attempt: Attempt) -> None:
+        ceiling = self._prices.ceiling(attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound)
+        if ceiling.state == "unknown":
+            raise CallerError(
+                f'The key "{caller.name}" has a budget, and {attempt.deployment.name} has no price to count against '
+                "it. The operator can add one under prices.models in config.yaml.",
+                status=403,
+                code="price_unknown",
+                error_type="policy_budget_exceeded",
+            )
+        attempt.hold = await self._hold(caller, ceiling.nano_usd)
+
+    def _road(self, deployment: Deployment) -> _Road:
+        target = Target(deployment.model, deployment.provider.quirks, self._prices.max_output_tokens(deployment))
+        if len(self._roads) >= MAX_ROADS:
+            self._roads.clear()
+        road = self._roads[id(deployment)] = _Road(deployment, self._accounts[deployment.provider.name], target)
+        return road
+
+    def _fail(self, exchange: Exchange, attempt: Attempt, error: GatewayError) -> None:
+        attempt.outcome = attempt.outcome or error.error_type
+        if isinstance(error, UpstreamError) and attempt.usage is None:
+            if error.sent and not attempt.status:
+                attempt.source = "ambiguous"
+            elif attempt.status and attempt.status < 300:
+                attempt.source = "counted"
+        self._meter.settle(exchange, attempt)
+
+    def _note_failure(self, deployment: Deployment, error: UpstreamError) -> None:
+        if error.rest:
+            self._resting.failed(
+                deployment.name,
+                self._clock(),
+                error.error_type,
+                at_once=error.error_type in NEVER_AGAIN_HERE,
+                seconds=error.retry_after_seconds,
+            )
+
+
+def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        fields = _decode_fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise bad_response("The provider's answer is not a JSON object.") from None
+    if bytes(fields.get("choices", b""))[:1] != b"[":
+        raise bad_response("The provider's answer has no choices.")
+    return fields
+
+
+def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> None:
+    counting = attempt.usage is None
+    for choice in whole.choices():
+        exchange.finish_reason = choice.finish_reason or exchange.finish_reason
+        message = choice.message
+        if counting and message is not None:
+            for text in (message.content, message.reasoning_content, message.refusal, message.tool_calls):
+                if text:
+                    keep_text(attempt, text)
+    if counting:
+        attempt.source = "counted"
+
+
+def _output_bound(chat: ChatRequest, target: Target) -> int:
+    most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
+    return int(most or DEFAULT_OUTPUT_BOUND) * int(chat.get("n") or 1)
+
+
+def _may_pass_here(error: UpstreamError) -> bool:
+    return error.retryable and error.error_type not in NEVER_AGAIN_HERE and error.code != "upstream_model_not_found"
+
+
+def _verdict(exchange: Exchange, failures: Sequence[tuple[Step, UpstreamError]]) -> UpstreamError:
+    """What the client is told: the last failure as it is, or all of them in one sentence."""
+    if not failures:
+        raise AssertionError("a plan without steps")
+    last = failures[-1][1]
+    names = list(dict.fromkeys(step.deployment.name for step, _ in failures))
+    if len(names) == 1 or not last.retryable:
+        return last
+    told = "; ".join(f"{step.deployment.name} {error.message.rstrip('.')}" for step, error in failures[-4:])
+    verdict = UpstreamError(
+        f'All {len(names)} deployments of "{exchange.model}" failed: {told}. Request {exchange.request_id}.'[:1000],
+        status=last.status,
+        code=last.code,
+        type=last.type,
+        error_type=last.error_type,
+        retry_after_seconds=last.retry_after_seconds,
+    )
+    return verdict

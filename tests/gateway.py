@@ -1,0 +1,220 @@
+"""
+A real gateway and a real oracle, each a process of its own, for tests that look from outside.
+
+`Gateway` writes its config file, starts `python -m proxy serve`, waits until it is ready, and can be killed. The ledger
+is read from its database; a row is found by the `x-request-id` that the client sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+import msgspec
+
+from proxy.storage.embedded import find_running
+from tests.oracle import Item, read_bill
+
+START_SECONDS = 90.0
+STOP_SECONDS = 60.0
+LEDGER_SECONDS = 30.0
+ROOT = Path(__file__).resolve().parent.parent
+
+ROWS = """
+SELECT * FROM strata.usage WHERE $1::text IS NULL OR public_id = $1 ORDER BY started_at, request_id, attempt
+"""
+
+PRICES = "{input: 0.25, output: 2, cached_input: 0.025, cache_write: 0.5}"
+
+CONFIG = """\
+server: {{shutdown_grace: 5s, {server}}}
+providers:
+  oai: {{type: openai_compatible, api_base: "{oracle}/v1", api_key: sk-oracle-of-the-tests}}
+  claude: {{type: anthropic, api_base: "{oracle}", api_key: sk-oracle-of-the-tests}}
+models:
+  gpt: oai/gpt
+  claude: claude/claude
+  either: [claude/claude, oai/gpt]
+  "gpt-*": oai/gpt-*
+defaults: {{allowed_fails: 1000000}}
+prices:
+  models:
+    oai/*: {prices}
+    claude/*: {prices}
+logging: {{level: info, format: json}}
+"""
+
+
+class OracleProcess:
+    """`python -m tests.oracle`, with its bill in `folder`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bill = folder / "bill.jsonl"
+        command = (sys.executable, "-m", "tests.oracle", "--bill", str(self.bill), *options)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
+
+    def items(self, nonce: str | None = None) -> list[Item]:
+        """In the order of the attempts."""
+        found = read_bill(self.bill)
+        return sorted((item for item in found if nonce in (None, item.nonce)), key=lambda item: item.ordinal)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(STOP_SECONDS)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Gateway:
+    """A gateway in `home`. `start` may be called again after `stop` or `kill9`."""
+
+    def __init__(self, home: Path, *, oracle: str = "http://127.0.0.1:9", server: str = "max_body: 20MB") -> None:
+        self.home = home
+        self.port = free_port()
+        self.config = home.with_name(f"{home.name}.yaml")
+        self.log = home.with_name(f"{home.name}.log")
+        home.parent.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.key = ""
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> Gateway:
+        with self.log.open("ab") as log:
+            command = self._command("serve", "--port", str(self.port))
+            self.process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log)
+        self._wait_until_ready()
+        if not self.key:
+            self.key = self.create_key("t")
+        return self
+
+    def create_key(self, name: str, *options: str) -> str:
+        command = self._command("keys", "create", name, "--json", *options)
+        made = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, timeout=60, check=False)
+        if made.returncode:
+            raise AssertionError(f"no key: {made.stderr.decode()}\n{self.tail()}")
+        key: str = msgspec.json.decode(made.stdout)["key"]
+        return key
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None and self.get("/healthz")[0] == 200
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill9()
+            raise AssertionError(f"the gateway did not end on SIGTERM:\n{self.tail()}") from None
+
+    def kill9(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(STOP_SECONDS)
+
+    async def rows(self, public_id: str | None = None) -> list[asyncpg.Record]:
+        """Ledger rows of one request, attempt by attempt, or of all."""
+        dsn = find_running(self.home)
+        assert dsn is not None, self.tail()
+        connection = await asyncpg.connect(dsn, timeout=10)
+        try:
+            return await connection.fetch(ROWS, public_id, timeout=10)
+        finally:
+            await connection.close()
+
+    async def settled(self, public_id: str, count: int = 1) -> list[asyncpg.Record]:
+        """The rows of one request as soon as there are `count`; fails with what there is if they do not come."""
+        deadline = time.monotonic() + LEDGER_SECONDS
+        while True:
+            rows = await self.rows(public_id)
+            if len(rows) >= count:
+                assert len(rows) == count, [dict(row) for row in rows]
+                return rows
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{public_id}: {len(rows)} of {count} ledger rows\n{self.tail()}")
+            await asyncio.sleep(0.1)
+
+    def gauge(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = self.get("/metrics")[1].decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+    def tail(self, lines: int = 30) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _command(self, *words: str) -> Sequence[str]:
+        return (sys.executable, "-m", "proxy", *words, "--home", str(self.home), "--config", str(self.config))
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process is None or self.process.poll() is not None:
+                raise AssertionError(f"the gateway did not start:\n{self.tail()}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.get("/readyz")[0] == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"the gateway was not ready in {START_SECONDS:g} s:\n{self.tail()}")
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what would configure a gateway."""
+    unwanted = ("STRATA_", "OPENAI_", "ANTHROPIC_", "DATABASE_URL", "REDIS_URL")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+
+
+class Row(Protocol):
+    """A ledger row by column name: a record of asyncpg, or a dict."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+def equal(row: Row, item: Item) -> dict[str, tuple[Any, Any]]:
+    """Where a ledger row and the provider's own bill differ: field -> (ledger, bill). Empty: they agree."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "status": (row["status"], item.status),
+        "model": (row["deployment"].partition("/")[2], item.model),
+        "stream": (row["stream"], item.stream),
+        "input": (row["input_tokens"], item.input_tokens),
+        "cache_read": (row["cache_read_tokens"], item.cache_read_tokens),
+        "cache_write_5m": (row["cache_write_5m_tokens"], item.cache_write_5m_tokens),
+        "cache_write_1h": (row["cache_write_1h_tokens"], item.cache_write_1h_tokens),
+        "output": (row["output_tokens"] + row["reasoning_tokens"], item.output_tokens),
+        "nano_usd": (row["cost_nano_usd"], item.nano_usd),
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

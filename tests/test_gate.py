@@ -1,0 +1,326 @@
+"""Who is calling: every way to present a key, and what is said to those who present none that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.admission import gate as gates
+from proxy.admission import keys
+from proxy.admission.gate import MASTER, Gate, permits
+from proxy.admission.keyring import Keyring
+from proxy.admission.limits import Limits
+from proxy.config import Secret, StaticKey
+from proxy.errors import CallerError, GatewayError, PolicyError, Unauthenticated
+from proxy.exchange import Budget, Caller
+from proxy.storage.keys import KeyRow, insert_key, revoke_key
+from proxy.storage.postgres import Database, Unavailable
+
+PEPPER = b"p" * 32
+KEY = keys.new_key(entropy=lambda n: bytes(range(n)))
+OTHER = keys.new_key(entropy=lambda n: bytes(range(1, n + 1)))
+BEARER = (b"authorization", b"Bearer " + KEY.encode())
+MASTER_KEY = "sk-strata-admin-ünlikely"
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def away() -> Database:
+    return Database("postgresql://127.0.0.1:1/nowhere")
+
+
+def gate_over(keyring: Keyring, clock: Clock | None = None) -> Gate:
+    clock = clock or Clock()
+    return Gate(
+        keyring,
+        Limits(),
+        PEPPER,
+        master_key=Secret(MASTER_KEY),
+        wall_clock=clock,
+        clock_ns=lambda: int(clock.now * 1e9),
+    )
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """Knows one key, which the configuration owns; Postgres is away."""
+    static = StaticKey(name="ci", key=Secret(KEY), models=("fast", "sim/*"), rpm=2, budget_nano_usd=5)
+    return gate_over(Keyring(away(), PEPPER, static=(static,)))
+
+
+async def refused(gate: Gate, *credentials: tuple[bytes, bytes]) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        await gate.admit(credentials)
+    error = caught.value
+    assert len(error.message) <= 200
+    for _, value in credentials:
+        secret = value.rpartition(b" ")[2].decode("utf-8", "replace")
+        assert len(secret) < 12 or secret not in error.message
+    return error
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        [BEARER],
+        [(b"authorization", b"bearer   " + KEY.encode() + b" ")],
+        [(b"authorization", b"BEARER " + KEY.encode())],
+        [(b"x-api-key", KEY.encode())],
+        [(b"api-key", KEY.encode())],
+        [BEARER, (b"x-api-key", KEY.encode()), (b"api-key", b"")],
+    ],
+)
+async def test_a_key_is_found_in_every_header_that_clients_use(
+    gate: Gate, credentials: list[tuple[bytes, bytes]]
+) -> None:
+    caller = await gate.admit(credentials)
+    assert (caller.name, caller.models, caller.rpm, caller.admin) == ("ci", ("fast", "sim/*"), 2, False)
+    assert await gate.admit(credentials) is caller
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        [BEARER, BEARER],
+        [BEARER, (b"authorization", b"")],
+        [BEARER, (b"x-api-key", OTHER.encode())],
+        [(b"x-api-key", OTHER.encode()), BEARER],
+        [(b"x-api-key", KEY.encode()), (b"api-key", OTHER.encode())],
+        [(b"x-api-key", KEY.encode()), (b"x-api-key", OTHER.encode())],
+        [(b"x-api-key", KEY.encode()), (b"authorization", b"Basic eDp5")],
+    ],
+)
+async def test_two_credentials_are_refused_whichever_comes_first(
+    gate: Gate, credentials: list[tuple[bytes, bytes]]
+) -> None:
+    error = await refused(gate, *credentials)
+    assert isinstance(error, CallerError)
+    assert (error.status, error.code) == (400, "ambiguous_credentials")
+
+
+@pytest.mark.parametrize("credentials", [[], [(b"authorization", b"Bearer")], [(b"x-api-key", b" ")]])
+async def test_no_key_is_told_how_to_send_one(gate: Gate, credentials: list[tuple[bytes, bytes]]) -> None:
+    error = await refused(gate, *credentials)
+    assert (error.status, error.code) == (401, "missing_api_key")
+    assert 'Send "Authorization: Bearer sk-strata-…"' in error.message
+    assert error.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("value", [b"Basic eDp5", KEY.encode(), b"Token " + KEY.encode()])
+async def test_an_authorization_that_is_no_bearer_is_told_the_form(gate: Gate, value: bytes) -> None:
+    error = await refused(gate, (b"authorization", value))
+    assert (error.status, error.code) == (401, "invalid_api_key")
+    assert "Bearer KEY" in error.message
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        ("sk-proj-" + "a" * 120, "That looks like an OpenAI key (sk-proj-…)"),
+        ("sk-ant-api03-" + "a" * 80, "That looks like an Anthropic key (sk-ant-…)"),
+        ("sk-or-v1-" + "a" * 64, "That looks like an OpenRouter key"),
+        ("sk-" + "a" * 48, "the OpenAI key belongs in config.yaml under providers"),
+        ("gsk_" + "a" * 50, "That looks like a Groq key"),
+        ("xai-" + "a" * 50, "That looks like an xAI key"),
+        ("AIza" + "a" * 35, "That looks like a Google key"),
+        ("letmein-letmein", "This key is not known here. Keys of another gateway"),
+        ("' OR '1'='1", "not known here"),
+        ("x" * 8192, "not known here"),
+        (KEY[:-1], "its checksum does not match"),
+        (KEY[:-1] + "!", "its checksum does not match"),
+        ("sk-strata-" + "x" * 9000, "its checksum does not match"),
+    ],
+)
+async def test_what_cannot_be_a_key_is_refused_without_asking_postgres(gate: Gate, sent: str, says: str) -> None:
+    error = await refused(gate, (b"x-api-key", sent.encode()))
+    assert (error.status, error.code) == (401, "invalid_api_key")
+    assert says in error.message
+
+
+@given(st.binary(max_size=600))
+def test_no_bytes_upset_the_gate(junk: bytes) -> None:
+    gate = gate_over(Keyring(away(), PEPPER))
+    for header in ((b"x-api-key", junk), (b"authorization", b"Bearer " + junk), (b"authorization", junk)):
+        with pytest.raises(Unauthenticated):
+            asyncio.run(gate.admit([header]))
+
+
+async def test_the_stored_digest_of_a_key_is_no_key(gate: Gate) -> None:
+    digest = keys.digest(KEY, PEPPER)
+    for form in (digest, digest.hex().encode()):
+        assert (await refused(gate, (b"x-api-key", form))).status == 401
+
+
+async def test_the_master_key_is_an_admin_who_is_limited_by_nothing(gate: Gate) -> None:
+    caller = await gate.admit([(b"authorization", b"Bearer " + MASTER_KEY.encode())])
+    assert caller is MASTER
+    assert (caller.admin, caller.budgets) == (True, ())
+    assert gate.take_request(caller) is None
+    gate.allow(caller, "anything/at/all")
+
+
+async def test_without_a_master_key_there_is_no_admin() -> None:
+    gate = Gate(Keyring(away(), PEPPER), Limits(), PEPPER, prefix="acme_")
+    assert (await refused(gate, (b"x-api-key", b"None"))).status == 401
+    assert "acme_…" in (await refused(gate)).message
+
+
+async def test_an_unknown_key_while_postgres_is_away_is_a_503_and_never_a_401(gate: Gate) -> None:
+    error = await refused(gate, (b"x-api-key", OTHER.encode()))
+    assert isinstance(error, Unavailable)
+    assert (error.status, error.headers["retry-after"]) == (503, "1")
+
+
+async def test_a_known_key_does_not_make_the_request_wait(gate: Gate) -> None:
+    with pytest.raises(StopIteration) as ended:
+        gate.admit([BEARER]).send(None)
+    assert ended.value.value.name == "ci"
+
+
+async def test_a_key_of_the_configuration_has_one_identity_on_every_replica(gate: Gate) -> None:
+    static = StaticKey(name="ci", key=Secret(OTHER), budget_nano_usd=7, budget_seconds=60)
+    rotated = gate_over(Keyring(away(), PEPPER, static=(static,)))
+    before, after = await gate.admit([BEARER]), await rotated.admit([(b"x-api-key", OTHER.encode())])
+    assert before.key_id == after.key_id
+    assert before.budgets == (Budget(before.budgets[0].id, "key", before.key_id, 5, None),)
+    assert after.budgets == (Budget(before.budgets[0].id, "key", before.key_id, 7, 60),)
+
+
+async def add_key(db: Database, key: str, name: str = "ci", expires_at: float | None = None) -> KeyRow:
+    return await insert_key(
+        db,
+        name=name,
+        digest=keys.digest(key, PEPPER),
+        pepper_id="12345678",
+        display=keys.display(key),
+        models=["*"],
+        rpm=None,
+        expires_at=expires_at,
+        budget_limit_nano_usd=10,
+        budget_window_seconds=None,
+    )
+
+
+async def test_keys_in_postgres_are_admitted_until_they_are_revoked(db: Database) -> None:
+    row = await add_key(db, KEY)
+    gate = gate_over(Keyring(db, PEPPER))
+    caller = await gate.admit([BEARER])
+    assert (caller.key_id, caller.budgets[0].limit_nano_usd) == (row.id, 10)
+    await revoke_key(db, "ci")
+    fresh = gate_over(Keyring(db, PEPPER))
+    error = await refused(fresh, BEARER)
+    assert error.code == "key_revoked"
+    now = time.gmtime()
+    assert error.message.startswith('The key "ci" was revoked on ') and str(now.tm_year) in error.message
+
+
+async def test_an_expired_key_is_refused_from_the_second_on_in_which_it_expires(db: Database) -> None:
+    clock = Clock()
+    await add_key(db, KEY, expires_at=clock.now + 1)
+    gate = gate_over(Keyring(db, PEPPER), clock)
+    assert (await gate.admit([BEARER])).name == "ci"
+    clock.now += 1
+    error = await refused(gate, BEARER)
+    assert error.code == "key_expired"
+    assert error.message.startswith('The key "ci" expired on 14 Nov 2023.')
+
+
+async def test_a_key_that_postgres_does_not_know_is_named_by_its_display_form(db: Database) -> None:
+    error = await refused(gate_over(Keyring(db, PEPPER)), (b"x-api-key", OTHER.encode()))
+    assert error.code == "invalid_api_key"
+    assert error.message.startswith(f"This key is not known here: {keys.display(OTHER)}. ")
+
+
+async def test_callers_are_remembered_up_to_a_bound(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "MAX_CALLERS", 1)
+    static = [StaticKey(name=name, key=Secret(key)) for name, key in (("a", KEY), ("b", OTHER))]
+    gate = gate_over(Keyring(away(), PEPPER, static=static))
+    first = await gate.admit([BEARER])
+    await gate.admit([(b"x-api-key", OTHER.encode())])
+    assert await gate.admit([BEARER]) == first
+    assert len(gate._callers) == 1
+
+
+def caller(*models: str, rpm: int | None = None) -> Caller:
+    return Caller("k", "ci", "sk-strata-…", models=models, rpm=rpm)
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "allowed"),
+    [
+        (("*",), "anything", True),
+        (("fast",), "fast", True),
+        (("fast",), "faster", False),
+        (("fast",), "Fast", False),
+        (("sim/*",), "sim/echo", True),
+        (("sim/*",), "sim/a/b", True),
+        (("sim/*",), "sim", False),
+        (("sim/*",), "xsim/echo", False),
+        (("*-mini",), "gpt-5-mini", True),
+        (("*-mini",), "gpt-5-mini-2", False),
+        (("gpt-*-mini",), "gpt-5-mini", True),
+        (("gpt-*-mini",), "gpt-mini", False),
+        (("a*b*c",), "aXbYc", True),
+        (("a*b*c",), "aXYc", False),
+        (("ab*ba",), "aba", False),
+        (("a?c",), "abc", False),
+        ((), "fast", False),
+        (("fast", "sim/*"), "sim/echo", True),
+    ],
+)
+def test_patterns_know_only_the_star(models: tuple[str, ...], model: str, allowed: bool) -> None:
+    assert permits(caller(*models), model) is allowed
+
+
+@pytest.mark.parametrize(
+    ("models", "listed"),
+    [
+        ((), "no model"),
+        (("fast",), "fast"),
+        (("fast", "smart", "sim/*"), "fast, smart and sim/*"),
+        (tuple("abcdefg"), "a, b, c, d, e and 2 more"),
+    ],
+)
+def test_a_model_that_is_not_allowed_is_refused_with_those_that_are(
+    gate: Gate, models: tuple[str, ...], listed: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        gate.allow(caller(*models), "m" * 100)
+    error = caught.value
+    assert (error.status, error.code, error.type) == (403, "model_not_allowed", "permission_error")
+    assert error.message == f'The key "ci" may use {listed}, not "{"m" * 63}…". Ask its owner to add it.'
+
+
+async def test_requests_beyond_the_minute_s_are_told_when_to_come_back() -> None:
+    clock = Clock()
+    gate = gate_over(Keyring(away(), PEPPER), clock)
+    mine = caller("*", rpm=2)
+    for remaining in (1, 0):
+        turn = gate.take_request(mine)
+        assert turn is not None
+        assert (turn.limit, turn.remaining) == (2, remaining)
+    clock.now += 5.5
+    with pytest.raises(PolicyError) as caught:
+        gate.take_request(mine)
+    error = caught.value
+    assert (error.status, error.code) == (429, "rate_limit_exceeded")
+    assert error.message == 'The key "ci" is limited to 2 requests a minute. Try again in 25 s.'
+    assert error.headers["retry-after"] == "25"
+    assert error.headers["retry-after-ms"] == "24500"
+    assert error.headers["x-ratelimit-reset-requests"] == "54.5s"
+    clock.now += 24.6
+    assert gate.take_request(mine) is not None
+
+
+def test_a_limit_of_no_requests_says_so(gate: Gate) -> None:
+    with pytest.raises(PolicyError, match="may make no requests"):
+        gate.take_request(caller("*", rpm=0))

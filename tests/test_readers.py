@@ -1,0 +1,169 @@
+"""From framed events to the client's bytes: pass-through and translated streams keep the same promises."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.config import Deployment, Provider
+from proxy.dialects.openai import DONE, Envelope
+from proxy.errors import StreamTruncated, UpstreamError
+from proxy.exchange import Attempt
+from proxy.providers import Chunk, Event, load
+from proxy.upstream.readers import PassReader, TranslatedReader
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def attempt() -> Attempt:
+    provider = Provider(name="one", api_base="https://one.example/v1")
+    return Attempt(number=1, deployment=Deployment(provider=provider, model="a"), started_ns=0)
+
+
+def envelope() -> Envelope:
+    return Envelope(id="chatcmpl-1", created=5, model="m")
+
+
+def reader(*, asked: bool, of: Attempt | None = None) -> PassReader:
+    return PassReader(load("openai"), of or attempt(), envelope(), asked)
+
+
+def event(**chunk: Any) -> Event:
+    return Event("", msgspec.json.encode(chunk))
+
+
+def content(text: str) -> Event:
+    return event(id="u", choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}])
+
+
+FINISH = event(id="u", choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+
+
+def test_a_passed_through_payload_keeps_every_byte() -> None:
+    odd = b'{"id":"u",  "choices":[{"delta":{"content":"\\u00e9"},"index":0}], "new":1.50}'
+    shown = reader(asked=False).feed(Event("", odd))
+    assert shown == b"data: " + odd + b"\n\n"
+
+
+def test_the_role_alone_commits_nothing_and_content_does() -> None:
+    one = reader(asked=False)
+    one.feed(event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}]))
+    assert not one.content
+    one.feed(content("x"))
+    assert one.content
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"reasoning_content": "x"},
+        {"reasoning": "x"},
+        {"refusal": "no"},
+        {"audio": {"id": "a"}},
+        {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]},
+    ],
+)
+def test_whatever_a_client_would_see_is_content(delta: dict[str, Any]) -> None:
+    one = reader(asked=False)
+    one.feed(event(choices=[{"index": 0, "delta": delta}]))
+    assert one.content
+
+
+def test_usage_is_held_back_and_shown_last_with_its_cost_to_who_asked() -> None:
+    one = reader(asked=True)
+    assert one.feed(content("x")) and one.feed(FINISH)
+    assert one.feed(event(id="u", model="up", choices=[], usage=USAGE)) == b""
+    assert one.feed(Event("", b"[DONE]")) == b""
+    assert one.done and one.usage == USAGE and one.finish_reason == "stop"
+    usage, end = one.ending(0.5).split(b"\n\n", 1)
+    assert msgspec.json.decode(usage.removeprefix(b"data: ")) == {
+        "id": "u",
+        "model": "up",
+        "choices": [],
+        "usage": {**USAGE, "cost": 0.5},
+    }
+    assert end == DONE
+
+
+def test_usage_is_hidden_from_who_did_not_ask() -> None:
+    one = reader(asked=False)
+    one.feed(event(choices=[], usage=USAGE))
+    assert one.ending(0.5) == DONE
+    assert one.usage == USAGE
+
+
+def test_usage_on_a_choice_chunk_moves_to_a_chunk_of_its_own() -> None:
+    one = reader(asked=True)
+    shown = one.feed(event(choices=[{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}], usage=USAGE))
+    assert "usage" not in msgspec.json.decode(shown.removeprefix(b"data: "))
+    assert b'"cost":null' in one.ending(None)
+
+
+@pytest.mark.parametrize(
+    "bad", [Event("", b'{"error":{"message":"boom","code":500}}'), Event("error", b'{"message":"boom"}')]
+)
+def test_an_error_event_is_raised(bad: Event) -> None:
+    with pytest.raises(UpstreamError) as failed:
+        reader(asked=False).feed(bad)
+    assert not isinstance(failed.value, StreamTruncated)
+
+
+def test_an_event_that_is_no_chunk_ends_the_answer() -> None:
+    with pytest.raises(UpstreamError):
+        reader(asked=False).feed(Event("", b"<html>"))
+
+
+def test_an_end_without_done_or_finish_is_a_cut_and_with_a_finish_it_is_an_end() -> None:
+    cut = reader(asked=False)
+    cut.feed(content("x"))
+    with pytest.raises(StreamTruncated):
+        cut.close()
+    whole = reader(asked=False)
+    whole.feed(FINISH)
+    whole.close()
+    assert whole.done
+
+
+def test_what_was_delivered_is_remembered_for_counting() -> None:
+    tried = attempt()
+    one = reader(asked=False, of=tried)
+    one.feed(content("Hel"))
+    one.feed(content("lo"))
+    calls = [{"index": 0, "function": {"name": "f", "arguments": '{"a"'}}]
+    one.feed(event(choices=[{"index": 0, "delta": {"tool_calls": calls}}]))
+    assert "".join(tried.delivered_text) == 'Hellof{"a"'
+
+
+class Decoder:
+    """A provider's decoder, as far as the reader knows it: events are chunks already."""
+
+    def feed(self, event: Event) -> Iterable[Chunk]:
+        return msgspec.json.decode(event.data, type=list[dict[str, Any]])
+
+    def close(self) -> Iterable[Chunk]:
+        return [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}]
+
+
+def test_translated_chunks_are_stamped_counted_and_their_usage_held() -> None:
+    tried = attempt()
+    one = TranslatedReader(Decoder(), tried, envelope(), True)
+    calls = [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+        {"choices": [], "usage": USAGE},
+    ]
+    shown = one.feed(Event("", msgspec.json.encode(chunks)))
+    assert shown.count(b"chatcmpl-1") == 4
+    assert "".join(tried.delivered_text) == "xf{}"
+    assert one.content and one.done and one.finish_reason == "tool_calls" and one.usage == USAGE
+    assert b'"cost":1.0' in one.ending(1.0)
+
+
+def test_a_translated_stream_without_usage_ends_when_its_decoder_says_so() -> None:
+    one = TranslatedReader(Decoder(), attempt(), envelope(), True)
+    assert b"length" in one.close()
+    assert one.done and one.ending(None) == DONE

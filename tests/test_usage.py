@@ -1,0 +1,164 @@
+"""A provider's usage object, whatever it holds, becomes disjoint buckets that are never negative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.exchange import Usage
+from proxy.metering.usage import MAX_TOKENS, from_openai
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param(
+            {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}, Usage(input=10, output=5), id="plain"
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "total_tokens": 150,
+                "prompt_tokens_details": {
+                    "cached_tokens": 30,
+                    "cache_write_tokens": 20,
+                    "cache_write_1h_tokens": 5,
+                    "audio_tokens": 10,
+                },
+                "completion_tokens_details": {"reasoning_tokens": 15, "audio_tokens": 5},
+            },
+            Usage(40, 30, 15, 5, 10, 30, 15, 5),
+            id="every bucket",
+        ),
+        pytest.param(
+            {
+                "input_tokens": 9,
+                "output_tokens": 4,
+                "input_tokens_details": {"cached_tokens": 2},
+                "output_tokens_details": {"reasoning_tokens": 1},
+            },
+            Usage(input=7, cache_read=2, output=3, reasoning=1),
+            id="the names of the Responses API",
+        ),
+        pytest.param(
+            {"prompt_tokens": 10, "completion_tokens": 1, "prompt_cache_hit_tokens": 4, "total_tokens": 11},
+            Usage(input=6, cache_read=4, output=1),
+            id="DeepSeek's cache hits",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 12,
+                "completion_tokens": 3,
+                "total_tokens": 215,
+                "completion_tokens_details": {"reasoning_tokens": 200},
+            },
+            Usage(input=12, output=3, reasoning=200),
+            id="xAI's completion leaves reasoning out, and its total gives it away",
+        ),
+        pytest.param(
+            {"prompt_tokens": 8, "total_tokens": 8, "completion_tokens": None, "prompt_tokens_details": None},
+            Usage(input=8),
+            id="embeddings have no completion, and nulls are nothing",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 0,
+                "prompt_tokens_details": {"cached_tokens": 90, "audio_tokens": 50},
+            },
+            Usage(cache_read=90, audio_input=10),
+            id="cached audio is in both details, and billed as cached",
+        ),
+    ],
+)
+def test_usage_that_is_right_is_read_exactly(said: dict[str, Any], expected: Usage) -> None:
+    assert from_openai(said) == (expected, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param({}, Usage(), id="nothing at all"),
+        pytest.param({"total_tokens": 50}, Usage(), id="only a total"),
+        pytest.param({"prompt_tokens": -5, "completion_tokens": 2}, Usage(output=2), id="negative"),
+        pytest.param({"prompt_tokens": 2.5, "completion_tokens": 2}, Usage(input=3, output=2), id="a fraction"),
+        pytest.param({"prompt_tokens": float("nan"), "completion_tokens": 2}, Usage(output=2), id="not a number"),
+        pytest.param({"prompt_tokens": True, "completion_tokens": 2}, Usage(output=2), id="a truth"),
+        pytest.param({"prompt_tokens": "7", "completion_tokens": 2}, Usage(output=2), id="text"),
+        pytest.param({"prompt_tokens": MAX_TOKENS + 1, "completion_tokens": 2}, Usage(output=2), id="too many"),
+        pytest.param(
+            {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 50}},
+            Usage(cache_read=10, output=2),
+            id="more cached than there was",
+        ),
+        pytest.param(
+            {"prompt_tokens": 10, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 20}},
+            Usage(input=10, reasoning=5),
+            id="more reasoning than there was",
+        ),
+        pytest.param(
+            {"prompt_tokens": 10, "prompt_tokens_details": {"cache_write_tokens": 4, "cache_write_1h_tokens": 6}},
+            Usage(input=6, cache_write_1h=4),
+            id="more written for an hour than written",
+        ),
+        pytest.param(
+            {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 99},
+            Usage(input=10, output=5),
+            id="wrong total",
+        ),
+        pytest.param({"prompt_tokens": 1, "prompt_tokens_details": [1]}, Usage(input=1), id="details that are none"),
+    ],
+)
+def test_numbers_that_cannot_be_right_are_suspect(said: dict[str, Any], expected: Usage) -> None:
+    assert from_openai(said) == (expected, True)
+
+
+_numbers = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(0, 100), st.floats(), st.text(max_size=3), st.just([])
+)
+_inside = st.dictionaries(
+    st.sampled_from(
+        ["cached_tokens", "cache_write_tokens", "cache_write_1h_tokens", "audio_tokens", "reasoning_tokens"]
+    ),
+    _numbers,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "prompt_cache_hit_tokens"]
+        ),
+        _numbers,
+    ),
+    _inside,
+    _inside,
+)
+def test_any_object_gives_whole_buckets_that_are_not_negative(
+    outer: dict[str, Any], prompt: dict[str, Any], completion: dict[str, Any]
+) -> None:
+    usage, _ = from_openai({**outer, "prompt_tokens_details": prompt, "completion_tokens_details": completion})
+    assert all(type(count) is int and 0 <= count <= 3 * MAX_TOKENS for count in msgspec.structs.astuple(usage))
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=8, max_size=8))
+def test_buckets_written_as_openai_usage_come_back_as_they_were(counts: list[int]) -> None:
+    usage = Usage(*counts)
+    said = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read,
+            "cache_write_tokens": usage.cache_write_5m + usage.cache_write_1h,
+            "cache_write_1h_tokens": usage.cache_write_1h,
+            "audio_tokens": usage.audio_input,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning, "audio_tokens": usage.audio_output},
+    }
+    assert from_openai(said) == (usage, False)
