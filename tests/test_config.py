@@ -195,10 +195,10 @@ def test_prices_are_exact_and_the_simulated_provider_is_free() -> None:
     )
     assert config.prices.on_missing == "block"
     assert config.prices.models["openai/x"] == PriceOverride(
-        input_nano_usd=250, output_nano_usd=2_000, cached_input_nano_usd=25, request_nano_usd=10_000_000
+        input_pico_usd=250_000, output_pico_usd=2_000_000, cached_input_pico_usd=25_000, request_nano_usd=10_000_000
     )
-    assert config.prices.models["sim/*"].output_nano_usd == 0
-    assert good("prices: {models: {sim/*: {input: 1}}}").prices.models["sim/*"].input_nano_usd == 1_000
+    assert config.prices.models["sim/*"].output_pico_usd == 0
+    assert good("prices: {models: {sim/*: {input: 1}}}").prices.models["sim/*"].input_pico_usd == 1_000_000
 
 
 def test_the_annotated_example_loads_with_nothing_set() -> None:

@@ -263,8 +263,10 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["1:18 error keys.defaults.budget_duration says how often max_budget starts again; there is no max_budget."],
     ),
     "a price too fine": (
-        "prices: {models: {openai/x: {input: 0.0375}}}",
-        ['1:37 error prices.models.openai/x.input must be dollars per million tokens in steps of 0.001, not "0.0375".'],
+        "prices: {models: {openai/x: {input: 0.00000375}}}",
+        [
+            '1:37 error prices.models.openai/x.input must be dollars per million tokens in steps of 0.000001, not "0.00000375".'
+        ],
     ),
     "a price of no deployment": (
         "prices: {models: {fast: {input: 1}}}",

@@ -24,7 +24,9 @@ from proxy.metering.segments import DISPATCH, SETTLE, Position, read_records
 from proxy.metering.tokens import MAX_BYTES_ON_LOOP, Tokenizer, count_tokens
 from proxy.storage.ledger import LedgerRow
 
-PRICES = PriceBook(Prices(models={"p/m": PriceOverride(input_nano_usd=3, output_nano_usd=10, request_nano_usd=100)}))
+PRICES = PriceBook(
+    Prices(models={"p/m": PriceOverride(input_pico_usd=3_000, output_pico_usd=10_000, request_nano_usd=100)})
+)
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
 
 

@@ -182,12 +182,12 @@ def test_overrides_come_first_and_a_missing_price_is_unknown() -> None:
     book = PriceBook(
         Prices(
             models={
-                "openai/gpt-5": PriceOverride(input_nano_usd=3, output_nano_usd=7, cached_input_nano_usd=1),
-                "gpu/*": PriceOverride(input_nano_usd=0, output_nano_usd=0),
-                "half/*": PriceOverride(input_nano_usd=2),
-                "flat/*": PriceOverride(input_nano_usd=0, output_nano_usd=0, request_nano_usd=50),
+                "openai/gpt-5": PriceOverride(input_pico_usd=3_000, output_pico_usd=7_000, cached_input_pico_usd=1_000),
+                "gpu/*": PriceOverride(input_pico_usd=0, output_pico_usd=0),
+                "half/*": PriceOverride(input_pico_usd=2_000),
+                "flat/*": PriceOverride(input_pico_usd=0, output_pico_usd=0, request_nano_usd=50),
                 "none/*": PriceOverride(),
-                "sim/echo": PriceOverride(input_nano_usd=1, output_nano_usd=1, cache_write_nano_usd=5),
+                "sim/echo": PriceOverride(input_pico_usd=1_000, output_pico_usd=1_000, cache_write_pico_usd=5_000),
             }
         )
     )

@@ -160,12 +160,12 @@ class Keys(Struct, frozen=True, kw_only=True):
 
 
 class PriceOverride(Struct, frozen=True, kw_only=True):
-    """Nano-dollars a token. A price of zero is free; a missing one is unknown."""
+    """Pico-dollars a token, which are dollars per million tokens times a million. Zero is free; None is unknown."""
 
-    input_nano_usd: int | None = None
-    output_nano_usd: int | None = None
-    cached_input_nano_usd: int | None = None
-    cache_write_nano_usd: int | None = None
+    input_pico_usd: int | None = None
+    output_pico_usd: int | None = None
+    cached_input_pico_usd: int | None = None
+    cache_write_pico_usd: int | None = None
     request_nano_usd: int = 0
 
 

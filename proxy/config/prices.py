@@ -13,13 +13,13 @@ from proxy.config.reading import Key, child, entries_of, read_map
 from proxy.config.yaml import Node
 
 _KEYS = {
-    "input": Key("input_nano_usd", dollars_per_million),
-    "output": Key("output_nano_usd", dollars_per_million),
-    "cached_input": Key("cached_input_nano_usd", dollars_per_million),
-    "cache_write": Key("cache_write_nano_usd", dollars_per_million),
+    "input": Key("input_pico_usd", dollars_per_million),
+    "output": Key("output_pico_usd", dollars_per_million),
+    "cached_input": Key("cached_input_pico_usd", dollars_per_million),
+    "cache_write": Key("cache_write_pico_usd", dollars_per_million),
     "request": Key("request_nano_usd", dollars),
 }
-FREE = PriceOverride(input_nano_usd=0, output_nano_usd=0, cached_input_nano_usd=0, cache_write_nano_usd=0)
+FREE = PriceOverride(input_pico_usd=0, output_pico_usd=0, cached_input_pico_usd=0, cache_write_pico_usd=0)
 
 
 def read_prices(node: Node | None, providers: Sequence[str], report: Report) -> Prices:

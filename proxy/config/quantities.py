@@ -122,10 +122,10 @@ def dollars(node: Node) -> int:
 
 
 def dollars_per_million(node: Node) -> int:
-    """Dollars per million tokens as nano-dollars a token; what is finer than that cannot be kept exactly."""
-    amount = _decimal(node) * 1000
+    """Dollars per million tokens as pico-dollars a token; what is finer than that cannot be kept exactly."""
+    amount = _decimal(node) * 1_000_000
     if amount != int(amount) or amount > _BIGINT:
-        raise Wrong(f"must be dollars per million tokens in steps of 0.001, not {node}.")
+        raise Wrong(f"must be dollars per million tokens in steps of 0.000001, not {node}.")
     return int(amount)
 
 

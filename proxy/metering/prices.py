@@ -319,12 +319,11 @@ def _has_price(entries: tuple[Entry, ...]) -> bool:
 
 
 def _override_entries(override: PriceOverride) -> tuple[Entry, ...]:
-    read, written, into = override.cached_input_nano_usd, override.cache_write_nano_usd, override.input_nano_usd
+    read, written, into = override.cached_input_pico_usd, override.cache_write_pico_usd, override.input_pico_usd
     read = into if read is None else read
     written = into if written is None else written
-    out = override.output_nano_usd
-    nano = (into, read, written, written, into, out, out, out)
-    if all(rate is None for rate in nano) and not override.request_nano_usd:
+    out = override.output_pico_usd
+    rates = (into, read, written, written, into, out, out, out)
+    if all(rate is None for rate in rates) and not override.request_nano_usd:
         return ()
-    pico = tuple(None if rate is None else rate * PICO_PER_NANO for rate in nano)
-    return (Entry(None, (Tier(0, pico, override.request_nano_usd * PICO_PER_NANO),)),)
+    return (Entry(None, (Tier(0, rates, override.request_nano_usd * PICO_PER_NANO),)),)
