@@ -60,7 +60,7 @@ def _models(config: Config) -> list[str]:
         if config.source is None and preset.variable and name not in config.providers
     ]
     off = off[:2]
-    own = [_model_row(model) for name, model in config.models.items() if name != f"{SIM}/*"]
+    own = [_model_row(model) for name, model in config.models.items() if not name.startswith(f"{SIM}/")]
     room = MAX_MODELS - len(off)
     if len(own) > room:
         own = [*own[: room - 1], (f"and {len(own) - room + 1} more", "see GET /v1/models")]

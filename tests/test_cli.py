@@ -130,11 +130,11 @@ def test_check_tells_fine_from_warned_from_wrong(
     def run(*words: str) -> tuple[int, str]:
         return main(["check", *words], {}), capsys.readouterr().out
 
-    assert run("fine.yaml", "--strict") == (0, "fine.yaml is fine: 2 models, 1 provider.\n")
-    assert run() == (0, "no file: the environment is fine: 1 model, 1 provider.\n")
+    assert run("fine.yaml", "--strict") == (0, "fine.yaml is fine: 12 models, 1 provider.\n")
+    assert run() == (0, "no file: the environment is fine: 11 models, 1 provider.\n")
     code, text = run("warned.yaml")
     assert code == 0
-    assert text.splitlines()[-1] == "1 warning. warned.yaml is fine: 2 models, 1 provider."
+    assert text.splitlines()[-1] == "1 warning. warned.yaml is fine: 12 models, 1 provider."
     assert run("warned.yaml", "--strict")[0] == 2
     code, text = run("wrong.yaml")
     assert (code, text.splitlines()[-1]) == (1, "1 error. A running gateway keeps its configuration.")
@@ -177,7 +177,7 @@ def test_check_reads_standard_input(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (0, "/dev/stdin is fine: 1 model, 1 provider.\n")
+    assert (done.returncode, done.stdout) == (0, "/dev/stdin is fine: 11 models, 1 provider.\n")
 
 
 def test_the_limits_of_a_key_come_from_flags_and_else_from_the_configuration() -> None:

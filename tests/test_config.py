@@ -8,8 +8,9 @@ import pytest
 
 from proxy.config import PriceOverride, Secret, Timeouts
 from proxy.config.load import examine, find, load
-from proxy.config.presets import PRESETS
+from proxy.config.presets import PRESETS, SIM_MODELS
 from proxy.config.problems import ConfigError, text_of
+from proxy.sim.faults import MODELS
 from tests.configs import KEY, OWN, STRONG, good, look, said
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ models:
   smart: [anthropic/claude-sonnet-5, openai/gpt-5]
 """
     config = good(text, {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY[::-1]})
-    assert list(config.models) == ["fast", "smart", "sim/*"]
+    assert list(config.models)[:2] == ["fast", "smart"] and "sim/chat" in config.models
     assert [(one.name, one.order) for one in config.models["smart"].deployments] == [
         ("anthropic/claude-sonnet-5", 1),
         ("openai/gpt-5", 2),
@@ -51,9 +52,9 @@ models:
 
 def test_with_no_file_the_environment_is_the_configuration() -> None:
     config = load(None, {"GROQ_API_KEY": KEY, "STRATA_SERVER__PORT": "4001", "STRATA_LOGGING__LEVEL": "debug"})
-    assert list(config.models) == ["groq/*", "sim/*"]
+    assert [name for name in config.models if not name.startswith("sim/")] == ["groq/*"]
     assert (config.server.port, config.logging.level, config.source, config.hash) == (4001, "debug", None, "")
-    assert load(None, {}).models.keys() == {"sim/*"}
+    assert load(None, {}).models.keys() == {f"sim/{name}" for name in SIM_MODELS}
 
 
 def test_every_known_provider_comes_into_being_by_its_variable() -> None:
@@ -245,3 +246,7 @@ def test_the_file_is_found_by_name_variable_or_place() -> None:
     assert [one.message for one in examine(Path("other.yaml"), {}).problems] == [
         "the file cannot be read: no such file or directory."
     ]
+
+
+def test_every_simulated_model_is_served_under_its_own_name() -> None:
+    assert set(SIM_MODELS) == set(MODELS)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.config import Deployment, Model, Timeouts
-from proxy.config.presets import SIM
+from proxy.config.presets import SIM, SIM_MODELS
 from proxy.config.problems import Mark, Report, Wrong, shown, suggestion
 from proxy.config.providers import Providers
 from proxy.config.quantities import duration, integer, json_map, text, texts
@@ -64,19 +64,24 @@ class Models:
         """By name. A model whose providers are all off stays, without deployments: its fallbacks may still answer."""
         if node is None:
             for name in self._providers.on:
-                self._serve_whole(name)
+                if name != SIM:
+                    self._serve_whole(name)
         for name, entry in entries_of(node, "models", self._report):
             self._read_one(name, entry.key.at, entry.value)
-        self._serve_whole(SIM)
+        for sim_model in SIM_MODELS:
+            self._serve(SIM, sim_model)
         self._check_fallbacks(node)
         self._tell_what_is_off()
         return self._models
 
     def _serve_whole(self, provider: str) -> None:
         """Everything that a provider has, under its own names."""
-        deployment = Deployment(provider=self._providers.on[provider], model="*")
+        self._serve(provider, "*")
+
+    def _serve(self, provider: str, name: str) -> None:
+        deployment = Deployment(provider=self._providers.on[provider], model=name)
         model = Model(
-            name=f"{provider}/*", deployments=(deployment,), timeouts=self._timeouts, num_retries=self._num_retries
+            name=deployment.name, deployments=(deployment,), timeouts=self._timeouts, num_retries=self._num_retries
         )
         self._models.setdefault(model.name, model)
 

@@ -39,5 +39,6 @@ PRESETS: dict[str, Preset] = {
 SIM = "sim"
 SIM_API_BASE = "http://sim.invalid/v1"
 """The simulated provider is in this process; the app puts its real address here at the start."""
+SIM_MODELS = ("chat", "echo", "tools", "json", "reasoning", "embed", "slow", "flaky", "limited", "cut", "long")
 SIM_QUIRKS: dict[str, object] = {"forward": ("x-strata-sim",)}
 """A client may ask the simulated provider for a fault; no other provider sees the header."""
