@@ -43,7 +43,6 @@ from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
-from proxy.sim.faults import MODELS as SIM_MODELS
 from proxy.sim.server import SimServer
 from proxy.storage.embedded import EmbeddedPostgres
 from proxy.storage.migrations import migrate
@@ -265,7 +264,7 @@ class Gateway:
         provider = self.config.providers.get(name)
         if provider is None:
             return ()
-        return tuple(SIM_MODELS) if is_simulated(provider) else self.prices.models(provider)
+        return self.prices.models(provider)
 
 
 class Server(uvicorn.Server):

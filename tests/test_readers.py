@@ -141,6 +141,10 @@ class Decoder:
     def feed(self, event: Event) -> Iterable[Chunk]:
         return msgspec.json.decode(event.data, type=list[dict[str, Any]])
 
+    @property
+    def usage_so_far(self) -> dict[str, Any] | None:
+        return {"prompt_tokens": 3}
+
     def close(self) -> Iterable[Chunk]:
         return [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}]
 
@@ -167,3 +171,4 @@ def test_a_translated_stream_without_usage_ends_when_its_decoder_says_so() -> No
     one = TranslatedReader(Decoder(), attempt(), envelope(), True)
     assert b"length" in one.close()
     assert one.done and one.ending(None) == DONE
+    assert one.usage is None and one.usage_so_far == {"prompt_tokens": 3}

@@ -96,7 +96,7 @@ class Chat:
         attempt = answer.attempt
         exchange.status = 200
         exchange.client_left = lane.gone
-        if attempt.usage is None:
+        if attempt.source == "counted":
             await self._meter.count(attempt)
         self._meter.settle(exchange, attempt)
         cost = _cost_usd(attempt)
@@ -126,10 +126,10 @@ class Chat:
                     await lane.drained()
         except BaseException as error:
             answer.abandon(error)
-            if answer.attempt.usage is None and isinstance(error, GatewayError):
+            if answer.attempt.source == "counted" and isinstance(error, GatewayError):
                 await self._meter.count(answer.attempt)
             raise
-        if answer.attempt.usage is None:
+        if answer.attempt.source == "counted":
             await self._meter.count(answer.attempt)
         self._meter.settle(exchange, answer.attempt)
         lane.finish(answer.ending(_cost_usd(answer.attempt)))

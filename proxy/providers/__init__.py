@@ -63,6 +63,10 @@ class Target:
 class StreamDecoder(Protocol):
     """The state of one answer stream."""
 
+    @property
+    def usage_so_far(self) -> Json | None:
+        """What the provider has said of usage up to now: all that is left to go by if the stream is cut."""
+
     def feed(self, event: Event) -> Iterable[Chunk]:
         """The chunks this event amounts to; often one, sometimes none. Raises UpstreamError on an error event."""
 

@@ -164,6 +164,9 @@ class AnswerStream:
         else:
             self.attempt.outcome = error.error_type if isinstance(error, GatewayError) else "gateway_internal"
         if self.attempt.usage is None:
+            said = self._reader.usage_so_far
+            if said is not None:
+                remember_usage(self._exchange, self.attempt, said)
             self.attempt.source = "counted"
 
     async def _pull(self) -> bytes:

@@ -24,7 +24,12 @@ class Reader(Protocol):
     content: bool
     """Something that a client would see has arrived: the stream is committed."""
     usage: dict[str, Any] | None
+    """The provider's last word on usage."""
     finish_reason: str
+
+    @property
+    def usage_so_far(self) -> dict[str, Any] | None:
+        """What the provider had said of usage before the stream was cut."""
 
     def feed(self, event: Event) -> bytes:
         """What this event amounts to for the client, framed; often nothing. Raises UpstreamError on an error event."""
@@ -80,6 +85,7 @@ class PassReader:
         self.done = False
         self.content = False
         self.usage: dict[str, Any] | None = None
+        self.usage_so_far: dict[str, Any] | None = None
         self.finish_reason = ""
 
     def feed(self, event: Event) -> bytes:
@@ -152,6 +158,10 @@ class TranslatedReader:
         self.content = False
         self.usage: dict[str, Any] | None = None
         self.finish_reason = ""
+
+    @property
+    def usage_so_far(self) -> dict[str, Any] | None:
+        return self._decoder.usage_so_far
 
     def feed(self, event: Event) -> bytes:
         return b"".join([self._show(chunk) for chunk in self._decoder.feed(event)])
