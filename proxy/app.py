@@ -45,6 +45,7 @@ from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
 from proxy.storage.embedded import EmbeddedPostgres
+from proxy.storage.ledger import make_partitions
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.vault import Vault
@@ -58,17 +59,28 @@ log = logging.getLogger("strata.app")
 CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
 DRAIN_SECONDS = 10.0
 DATABASE_RETRY_SECONDS = 2.0
+PARTITION_SECONDS = 86_400.0
+LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
+"""Which limit refused a request, by the error that it got."""
 
 
 class Gateway:
     """Every part of one worker, built once. `start` and `stop` run inside uvicorn's lifespan."""
 
     def __init__(
-        self, config: Config, home: Path, environ: Mapping[str, str], dsn: str, request_log: RequestLog
+        self,
+        config: Config,
+        home: Path,
+        environ: Mapping[str, str],
+        dsn: str,
+        request_log: RequestLog,
+        revive: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
         self.request_log = request_log
         self._dsn = dsn
+        self._revive = revive
+        """Starts the database again if it was ours and has died."""
         vault = Vault.open(home, environ)
         self.metrics = Metrics(config)
         self.metrics.config_loaded(config.hash)
@@ -137,6 +149,7 @@ class Gateway:
         self.shipper.start()
         for name, work in (
             ("database", self._come_up),
+            ("partitions", self._make_partitions),
             ("ticker", self._tick),
             ("log", self.request_log.run),
         ):
@@ -226,6 +239,17 @@ class Gateway:
                 self.database_ready.set()
                 return
 
+    async def _make_partitions(self) -> None:
+        """A month of the ledger ahead of time, every day. A missing one loses nothing: a default partition takes it."""
+        await self.database_ready.wait()
+        while True:
+            try:
+                await make_partitions(self.database)
+            except Unavailable:
+                await asyncio.sleep(DATABASE_RETRY_SECONDS)
+            else:
+                await asyncio.sleep(PARTITION_SECONDS)
+
     async def _tick(self) -> None:
         """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""
         loop = asyncio.get_running_loop()
@@ -237,6 +261,8 @@ class Gateway:
             self.door.tick(now)
             self.metrics.set_ledger(self.shipper.queue_depth, self.shipper.lag_seconds, self.shipper.dropped_total)
             self.metrics.set_dependency("database", self.database.up)
+            self.metrics.set_log_dropped(self.request_log.dropped)
+            self._revive()
 
     def _settled(self, exchange: Exchange, attempt: Attempt) -> None:
         if attempt.hold is not None and not attempt.hold.resolved:
@@ -246,6 +272,10 @@ class Gateway:
     def _closed(self, exchange: Exchange) -> None:
         self.metrics.request_ended(exchange.endpoint)
         self.metrics.record(exchange)
+        if exchange.error is not None:
+            limit = LIMITS.get(exchange.error.error_type)
+            if limit is not None:
+                self.metrics.count_rate_limited("key", limit)
         self.request_log.access(exchange)
 
     def _deployment_changed(self, deployment: str, up: bool, reason: str) -> None:
@@ -291,7 +321,8 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
         dsn = config.database.url.reveal() if config.database.url else ""
         if embedded is not None:
             dsn = embedded.start()
-        gateway = Gateway(config, home, environ, dsn, request_log)
+        revive = embedded.revive if embedded is not None else lambda: False
+        gateway = Gateway(config, home, environ, dsn, request_log, revive)
 
         async def ready() -> None:
             await greet(gateway, home, embedded=embedded is not None, seconds=time.monotonic() - started)
