@@ -10,57 +10,10 @@ import pytest
 
 from proxy.admission.budgets import Budgets
 from proxy.errors import GatewayFault, PolicyError
-from proxy.exchange import Budget, Caller, Hold
-from tests.leases import ModelPostgres
+from proxy.exchange import Hold
+from tests.leases import WORKER, ModelPostgres, Worker, budget, caller
 
-WORKER = "00000000-0000-0000-0000-0000000000aa"
 MINUTE_MS = 60_000
-
-
-def budget(name: str = "b", limit: int = 1000, window_seconds: int | None = 60) -> Budget:
-    return Budget(name, "key", "k", limit, window_seconds)
-
-
-def caller(*budgets: Budget) -> Caller:
-    return Caller("k", "ci", "sk-strata-…", budgets=budgets)
-
-
-class Worker:
-    """`Budgets` over the model, with a clock that only moves when told."""
-
-    def __init__(self, postgres: ModelPostgres, worker_id: str = WORKER, **options: int) -> None:
-        self.postgres = postgres
-        self.now = 0.0
-        self.ahead_ms = 0
-        self.slept: list[float] = []
-        self.budgets = Budgets(
-            postgres,
-            worker_id,
-            clock=lambda: self.now,
-            wall_clock=lambda: (postgres.now_ms + self.ahead_ms) / 1000,
-            sleep=self._sleep,
-            take=postgres.take_lease,
-            give_back=postgres.return_lease,
-            **options,
-        )
-
-    async def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await asyncio.sleep(0)
-
-    async def hold(self, who: Caller, nano_usd: int) -> Hold:
-        hold = await self.budgets.hold(who, nano_usd)
-        assert hold is not None
-        return hold
-
-    async def refused(self, who: Caller, nano_usd: int) -> PolicyError:
-        with pytest.raises(PolicyError) as caught:
-            await self.budgets.hold(who, nano_usd)
-        return caught.value
-
-    async def idle(self, sweeps: int = 7) -> None:
-        for _ in range(sweeps):
-            await self.budgets.sweep()
 
 
 @pytest.fixture

@@ -136,3 +136,13 @@ def test_a_complete_event_over_the_cap_is_refused_and_one_below_it_is_not() -> N
 
 def test_many_events_in_one_read_may_be_larger_than_the_cap_together() -> None:
     assert len(frame(b"data: 12345678\n\n" * 100_000)) == 100_000
+
+
+def test_nothing_arriving_changes_nothing() -> None:
+    framing = SSE()
+    assert framing.feed(b"") == []
+    assert framing.feed(b"\xef\xbb") == []
+    assert framing.feed(b"\xbf") == []
+    assert framing.feed(b"data: x\r") == []
+    assert framing.feed(b"") == []
+    assert framing.feed(b"\n\r\n") == [Event("", b"x")]
