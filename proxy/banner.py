@@ -91,4 +91,4 @@ def _example(address: str, key: str) -> list[str]:
 
 
 def _line(label: str, text: str, remark: str = "") -> str:
-    return f"  {label:<10}{f'{text:<{WIDTH}}{remark}' if remark else text}".rstrip()
+    return f"  {label:<10}{f'{text:<{WIDTH - 2}}  {remark}' if remark else text}".rstrip()

@@ -30,9 +30,11 @@ FIRST_BUDGET_SECONDS = 86_400
 async def greet(gateway: Gateway, home: Path, *, embedded: bool, seconds: float) -> None:
     config = gateway.config
     url = f"http://{config.server.host}:{config.server.port}"
+    terminal = sys.stderr.isatty()
     for warning in config.warnings:
-        log.warning("%s", warning)
-    if not sys.stderr.isatty():
+        if not (terminal and " is off: " in warning):  # the banner says so too
+            log.warning("%s", warning)
+    if not terminal:
         log.info("ready at %s/v1 after %.2f s", url, seconds)
         return
     first_key, known = await _first_key(gateway)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.banner import MAX_LINES, banner
+from proxy.config import Config
 from proxy.config.load import load
 from tests.configs import KEY, OWN, good
 
@@ -37,3 +38,10 @@ def test_the_banner_says_what_is_on_and_fits_a_terminal(
         assert part in said
     for part in hidden:
         assert part not in said
+
+
+def test_a_long_key_keeps_its_distance_from_the_remark() -> None:
+    shown = banner(
+        Config(), ready_seconds=0.5, data="d", first_key="sk-strata-" + "x" * 49, key_count=0, last_used=None
+    )
+    assert "x  shown once" in shown

@@ -1,0 +1,99 @@
+"""The first minute, as a person has it: a terminal, one command, a key that works, and the same key afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 60.0
+
+
+class Terminal:
+    """`strata` on a terminal, in an empty folder."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.text = ""
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execv(sys.executable, [sys.executable, "-m", "proxy", "--port", str(port)])
+
+    def read_until(self, words: str) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while words not in self.text:
+            assert time.monotonic() < deadline, self.text
+            assert self._read(0.2), self.text
+        return self.text
+
+    def _read(self, seconds: float) -> bool:
+        """False when the other side is gone."""
+        try:
+            if select.select([self._fd], [], [], seconds)[0]:
+                self.text += os.read(self._fd, 65_536).decode()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> int:
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                os.close(self._fd)
+                return os.waitstatus_to_exitcode(status)
+            if not self._read(0.05):
+                time.sleep(0.05)
+        raise AssertionError("it did not stop")
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_one_command_gives_a_key_that_works_and_shows_it_once(tmp_path: Path) -> None:
+    port = free_port()
+    first = Terminal(tmp_path, port)
+    text = first.read_until("Reachable from this machine only.")
+    assert len(text.strip().splitlines()) <= 26
+    [key, in_curl] = re.findall(r"sk-strata-\w{49}", text)
+    assert key == in_curl
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key)
+    answer = client.chat.completions.create(model="sim/chat", messages=[{"role": "user", "content": "Hello"}])
+    assert answer.choices[0].message.content
+    assert first.stop() == 0
+    second = Terminal(tmp_path, port)
+    text = second.read_until("Reachable from this machine only.")
+    assert "1 key" in text and "sk-strata-" not in text
+    assert client.models.list().data
+    assert second.stop() == 0
+    assert oct((tmp_path / ".strata" / "master.key").stat().st_mode)[-3:] == "600"
+
+
+def test_a_taken_port_is_said_so_with_another_to_try(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        terminal = Terminal(tmp_path, port)
+        text = terminal.read_until("Fix:")
+        assert f"Port {port} on 127.0.0.1 is in use." in text
+        assert f"strata --port {port + 1}" in text
+        assert "Traceback" not in text
+        _, status = os.waitpid(terminal.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 1
