@@ -52,14 +52,22 @@ def gateway(oracle: OracleProcess, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 async def unharmed(gateway: Gateway, request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Around every test: the gateway lives, and unless the test says otherwise nothing reached the ledger."""
-    before = len(await gateway.rows())
+    before = await shipped(gateway)
     yield
     assert gateway.alive()
     if "forwarded" not in request.node.name:
-        assert len(await gateway.rows()) == before
+        assert await shipped(gateway) == before
     async with asyncio.timeout(SECONDS):
         while gateway.gauge("strata_requests_in_flight"):
             await asyncio.sleep(0.05)
+
+
+async def shipped(gateway: Gateway) -> int:
+    """How many rows there are, once every settled attempt has its own: rows reach Postgres a moment later."""
+    async with asyncio.timeout(SECONDS):
+        while (rows := len(await gateway.rows())) < gateway.gauge("strata_upstream_attempts_total"):
+            await asyncio.sleep(0.05)
+    return rows
 
 
 def head(gateway: Gateway, *lines: str, target: str = PATH, method: str = "POST", key: str = "") -> bytes:

@@ -265,7 +265,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "a price too fine": (
         "prices: {models: {openai/x: {input: 0.00000375}}}",
         [
-            '1:37 error prices.models.openai/x.input must be dollars per million tokens in steps of 0.000001, not "0.00000375".'
+            "1:37 error prices.models.openai/x.input must be dollars per million tokens in steps of 0.000001, "
+            'not "0.00000375".'
         ],
     ),
     "a price of no deployment": (

@@ -33,8 +33,8 @@ _NOTHING_USED = Usage()
 
 class Meter:
     """
-    `offer` takes each settled row, encoded, on its way to Postgres. `on_settled` and `on_closed` may be appended to; what they
-    raise is logged, and keeps nobody else from being told.
+    `offer` takes each settled row, encoded, on its way to Postgres. `on_settled` and `on_closed` may be appended to;
+    what they raise is logged, and keeps nobody else from being told.
     """
 
     def __init__(
