@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from proxy.errors import UpstreamError
@@ -40,13 +41,12 @@ class Notice:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(NamedTuple):
     """What to send. `path` is joined to the provider's api_base; `headers` never hold a secret."""
 
     path: str
     body: Json
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     notices: tuple[Notice, ...] = ()
 
 

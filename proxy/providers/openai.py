@@ -33,8 +33,9 @@ class Translator:
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """The same body for this model. Usage is always asked for; whether the client sees it is decided later."""
-        body = {name: value for name, value in chat.items() if name not in GATEWAY_FIELDS}
-        body["model"] = target.model
+        body = {**chat, "model": target.model}
+        for name in GATEWAY_FIELDS & body.keys():
+            del body[name]
         if body.get("stream"):
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         body, notices = quirks.apply(body, target.quirks)
