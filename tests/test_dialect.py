@@ -126,21 +126,6 @@ def test_nul_in_a_prompt_is_the_providers_business() -> None:
     assert dialect.decode(msgspec.json.encode(chat)) == chat
 
 
-def test_cost_is_added_and_no_other_byte_changes() -> None:
-    body = b'{"id":"x", "big":12345678901234567890123, "f":1.50, "usage":{"prompt_tokens":1, "new":{"a":1}}}'
-    shown = msgspec.json.decode(dialect.add_cost(body, 0.25), type=dict[str, msgspec.Raw])
-    before = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    assert {k: bytes(v) for k, v in shown.items() if k != "usage"} == {
-        k: bytes(v) for k, v in before.items() if k != "usage"
-    }
-    assert msgspec.json.decode(shown["usage"]) == {"prompt_tokens": 1, "new": {"a": 1}, "cost": 0.25}
-
-
-@pytest.mark.parametrize("body", [b'{"choices":[]}', b'{"usage":null}'])
-def test_an_answer_without_usage_stays_as_it_is(body: bytes) -> None:
-    assert dialect.add_cost(body, 1.0) == body
-
-
 def test_every_chunk_of_a_stream_wears_the_same_envelope() -> None:
     envelope = dialect.Envelope(id="chatcmpl-1", created=5, model="m")
     first = envelope.encode({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})

@@ -223,6 +223,28 @@ async def test_a_key_with_a_budget_may_not_use_what_has_no_price(house: House) -
     assert house.asked == [] and exchange.attempts == []
 
 
+async def test_nobody_may_use_what_has_no_price_if_the_operator_says_so(house: House) -> None:
+    house.replies = {"one": [reply(200, ANSWER)], "two": [reply(200, ANSWER)]}
+    house.relay._block_unpriced = True
+    with pytest.raises(CallerError, match=r"prices\.on_missing is block"):
+        await house.ask(house.plan("two"), house.exchange())
+    assert isinstance(await house.ask(house.plan("one"), house.exchange()), WholeAnswer)
+    assert house.asked == ["one"] and house.holds == []
+
+
+async def test_an_answer_goes_through_as_it_came_but_for_its_cost(house: House) -> None:
+    odd = b'{"choices":[{"message":{"content":"\\u00e9"}}], "big":12345678901234567890123, "f":1.50,'
+    odd += b' "usage":{"prompt_tokens":1,"completion_tokens":0,"total_tokens":1,"new":{"a":1}}}'
+    house.replies = {"one": [reply(200, odd)]}
+    answer = await house.ask(house.plan("one"), house.exchange())
+    assert isinstance(answer, WholeAnswer)
+    shown = msgspec.json.decode(answer.with_cost(0.25), type=dict[str, msgspec.Raw])
+    before = msgspec.json.decode(odd, type=dict[str, msgspec.Raw])
+    usage = msgspec.json.decode(shown.pop("usage"))
+    assert usage == {**msgspec.json.decode(before.pop("usage")), "cost": 0.25}
+    assert {name: bytes(raw) for name, raw in shown.items()} == {name: bytes(raw) for name, raw in before.items()}
+
+
 async def test_a_spent_budget_stops_before_anything_is_sent(house: House) -> None:
     async def refuse(caller: Caller, nano_usd: int) -> Hold:
         raise PolicyError("spent", status=429, code="insufficient_quota", error_type="policy_budget_exceeded")

@@ -1,8 +1,8 @@
 """
 OpenAI chat completions as clients speak them: a body in, `ChatRequest` out; completions and chunks in, bytes out.
 
-The one place that stamps the envelope (`id`, `object`, `created`, `model`), the same on every chunk of a stream, and
-that adds `usage.cost`. A tool call without an id gets one here.
+The one place that stamps the envelope (`id`, `object`, `created`, `model`), the same on every chunk of a stream.
+A tool call without an id gets one here.
 """
 
 from __future__ import annotations
@@ -75,16 +75,6 @@ def stamp_completion(
     return _encode(stamped)
 
 
-def add_cost(body: bytes, cost: float | None) -> bytes:
-    """A passed-through answer with `usage.cost`; every other byte of every other field stays as it came."""
-    fields = _decode_fields(body)
-    usage = fields.get("usage")
-    if usage is None or bytes(usage) == b"null":
-        return body
-    fields["usage"] = msgspec.Raw(_encode({**_decode_fields(bytes(usage)), "cost": cost}))
-    return _encode(fields)
-
-
 class Envelope:
     """Stamps the chunks of one stream. Its encoded head is made once."""
 
@@ -106,9 +96,6 @@ class Envelope:
 def encode_error(error: dict[str, object]) -> bytes:
     """A failed stream: OpenAI's SDKs raise on this event; no [DONE] follows, so half an answer never looks whole."""
     return b"data: " + _encode(error) + b"\n\n"
-
-
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _name_calls(calls: list[dict[str, Any]] | None, id: str) -> None:

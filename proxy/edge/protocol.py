@@ -271,9 +271,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _tell(self, lane: LaneRequest) -> None:
         self._told = lane
-        task = self.loop.create_task(self._story(lane))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self.loop.create_task(self._story(lane)))
 
     async def _story(self, lane: LaneRequest) -> None:
         door = self.door
@@ -285,6 +283,8 @@ class GatewayProtocol(HttpToolsProtocol):
                 await lane.story(lane)
         finally:
             door.in_flight -= 1
+            # Here and not in a done callback, which would be one more turn of the event loop for each request.
+            self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             if not lane.response_complete and not lane.disconnected:
                 self.transport.close()
 

@@ -82,6 +82,7 @@ class Metrics:
         self._request_cells: dict[tuple[str, str, str, int, str, bool], _RequestCells] = {}
         self._attempt_cells: dict[tuple[str, str, str, str, str], _AttemptCells] = {}
         self._key_requests = self._store.scalars["strata_key_requests_total"].cell
+        self._in_flight: dict[str, Cell] = {}
         for scalars in self._store.scalars.values():
             if not scalars.family.labels:
                 scalars.cell()
@@ -114,10 +115,12 @@ class Metrics:
             self._scalar("strata_deployment_up", *values).value = 1
 
     def request_started(self, endpoint: str) -> None:
-        self._scalar("strata_requests_in_flight", self._labels.endpoints.take(endpoint)).value += 1
+        cell = self._in_flight.get(endpoint) or self._bind_in_flight(endpoint)
+        cell.value += 1
 
     def request_ended(self, endpoint: str) -> None:
-        self._scalar("strata_requests_in_flight", self._labels.endpoints.take(endpoint)).value -= 1
+        cell = self._in_flight.get(endpoint) or self._bind_in_flight(endpoint)
+        cell.value -= 1
 
     def record(self, exchange: Exchange) -> None:
         """Counts a request whose answer has ended, by its final result. Call once."""
@@ -291,6 +294,12 @@ class Metrics:
     def _deployment_labels(self, deployment: str, provider: str) -> tuple[str, str]:
         known = self._labels.deployment(provider, deployment.removeprefix(f"{provider}/"))
         return known, self._labels.provider(provider)
+
+    def _bind_in_flight(self, endpoint: str) -> Cell:
+        cell = self._scalar("strata_requests_in_flight", self._labels.endpoints.take(endpoint))
+        if len(self._in_flight) < _BOUND_LIMIT:
+            self._in_flight[endpoint] = cell
+        return cell
 
     def _bind_request(
         self, endpoint: str, model: str, provider: str, status: int, error_type: str, stream: bool

@@ -163,7 +163,7 @@ class Relay:
             output_tokens_bound=_output_bound(asked, road.target),
         )
         caller = exchange.caller
-        if caller is not None and caller.budgets:
+        if caller is not None and (caller.budgets or self._block_unpriced):
             await self._set_aside(caller, attempt)
         exchange.attempts.append(attempt)
         for notice in request.notices:
@@ -253,14 +253,16 @@ class Relay:
     async def _set_aside(self, caller: Caller, attempt: Attempt) -> None:
         ceiling = self._prices.ceiling(attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound)
         if ceiling.state == "unknown":
+            why = f'the key "{caller.name}" has a budget' if caller.budgets else "prices.on_missing is block"
             raise CallerError(
-                f'The key "{caller.name}" has a budget, and {attempt.deployment.name} has no price to count against '
-                "it. The operator can add one under prices.models in config.yaml.",
+                f"{attempt.deployment.name} has no price, and {why}. The operator can add one under prices.models "
+                "in config.yaml.",
                 status=403,
                 code="price_unknown",
                 error_type="policy_budget_exceeded",
             )
-        attempt.hold = await self._hold(caller, ceiling.nano_usd)
+        if caller.budgets:
+            attempt.hold = await self._hold(caller, ceiling.nano_usd)
 
     def _road(self, deployment: Deployment) -> _Road:
         target = Target(deployment.model, deployment.provider.quirks, self._prices.max_output_tokens(deployment))
