@@ -70,8 +70,8 @@ class Limits:
 def format_reset(seconds: float) -> str:
     """A duration as OpenAI's `x-ratelimit-reset-…` headers write it: `12ms`, `1.5s`, `6m0s`, `1h0m0s`."""
     milliseconds = max(0, round(seconds * 1000))
-    if 0 < milliseconds < 1000:
-        return f"{milliseconds}ms"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, rest = divmod(milliseconds, 60_000)
     tail = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
     if not minutes:

@@ -142,9 +142,9 @@ class Journal:
 
     def append_dispatch(self, key: tuple[bytes, int], payload: bytes) -> None:
         """Written when this returns, or MeteringUnavailable and nothing was."""
-        if self.failing or not self._write(frame(DISPATCH, payload)):
+        if self.failing or not self._write(frame(DISPATCH, payload)) or self._current is None:
             raise MeteringUnavailable
-        self.open_dispatches[key] = self.position.segment
+        self.open_dispatches[key] = self._current.number
 
     def append(self, kind: int, payload: bytes) -> Position | None:
         """Never refuses. The position behind it; None: no disk takes it now, so it is kept in memory until one does."""
@@ -214,7 +214,7 @@ class Journal:
     def _write(self, data: bytes) -> bool:
         """Tries the current segment, then the next one."""
         current = self._current
-        if current is not None and current.has_room(data):
+        if current is not None and current.offset + len(data) <= current.size:
             try:
                 current.append(data)
             except OSError as error:

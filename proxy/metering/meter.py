@@ -67,8 +67,8 @@ class Meter:
             return
         price = self.prices.ceiling(attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound)
         if attempt.hold is not None:
-            price = price._replace(nano_usd=attempt.hold.nano_usd)
-        usage = Usage(input=attempt.input_tokens_bound, output=attempt.output_tokens_bound)
+            price = Price(price.state, attempt.hold.nano_usd, price.source)
+        usage = Usage(attempt.input_tokens_bound, output=attempt.output_tokens_bound)
         row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
         self._journal.append_dispatch((exchange.id, attempt.number), _encode(row))
         attempt.dispatched = True

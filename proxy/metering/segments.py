@@ -106,9 +106,6 @@ class Segment:
         self._disk = disk
         self.fd = disk.create(path, size)
 
-    def has_room(self, data: bytes) -> bool:
-        return self.offset + len(data) <= self.size
-
     def append(self, data: bytes) -> None:
         """Into the page cache, where it survives us. OSError: the segment is at its end, with a torn frame at most."""
         if self._disk.write(self.fd, data, self.offset) != len(data):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
 import asyncpg
 import msgspec
@@ -165,8 +166,10 @@ async def ship(db: Database, rows: Sequence[LedgerRow]) -> int:
     if not rows:
         return 0
     try:
-        batch = _encode_batch(sorted(rows, key=lambda row: (row.request_id, row.attempt)))
-        periods = sorted({pair for row in rows for pair in zip(row.budget_ids, row.budget_starts_ms, strict=True)})
+        batch = _encode_batch(sorted(rows, key=attrgetter("request_id", "attempt")))
+        # Most rows of a batch name the same periods: only what differs is taken apart.
+        charged = {(row.budget_ids, row.budget_starts_ms) for row in rows}
+        periods = sorted({pair for ids, starts in charged for pair in zip(ids, starts, strict=True)})
         async with db.transaction(timeout_seconds=SHIP_SECONDS) as connection:
             if periods:
                 ids = [budget_id for budget_id, _ in periods]

@@ -25,7 +25,7 @@ class Response:
         "connection",
         "delimited",
         "error",
-        "headers",
+        "fields",
         "parts",
         "reused",
         "size",
@@ -37,7 +37,8 @@ class Response:
 
     def __init__(self, connection: Connection, reused: bool) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.fields: dict[bytes, bytes] = {}
+        """The head as it came, but for the case of its names. Only failures are asked for their `headers`."""
         self.delimited = True
         self.reused = reused
         self.stale = False
@@ -49,6 +50,10 @@ class Response:
         self.unread = 0
         self.whole = False
         self.complete = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode("latin-1"): value.decode("latin-1").rstrip(" \t") for name, value in self.fields.items()}
 
     async def read(self, deadline: float) -> bytes:
         """

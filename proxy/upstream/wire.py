@@ -218,24 +218,21 @@ class Connection(asyncio.Protocol):
             self._barren > MAX_HEAD_BYTES and sum(map(len, fields)) + sum(map(len, fields.values())) > MAX_HEAD_BYTES
         ):
             self._refuse(_head_too_large(self.origin))
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1").rstrip(" \t") for name, value in fields.items()
-        }
+        headers = response.fields = {name.lower(): value for name, value in fields.items()}
         self._keep = self._parser.should_keep_alive()
         if not self._keep:
-            marked = "content-length" in headers or "transfer-encoding" in headers
+            marked = b"content-length" in headers or b"transfer-encoding" in headers
             response.delimited = marked or self._bodiless or status in (204, 304)
-        if "connection" in headers and self._parser.get_http_version() != "1.1":
+        if b"connection" in headers and self._parser.get_http_version() != "1.1":
             self._keep = False
-        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        if headers.get(b"transfer-encoding", b"chunked").rstrip(b" \t").lower() != b"chunked":
             self._refuse(bad_response(self.origin, "sent its answer in a transfer coding that was not asked for."))
-        if "content-encoding" in headers:
-            self._expect_coding(headers["content-encoding"].lower())
+        if b"content-encoding" in headers:
+            self._expect_coding(headers[b"content-encoding"].rstrip(b" \t").lower())
         if self._bodiless:
             # The parser cannot know, and would wait for the body that the head announces.
             self._keep = False
             response.complete = True
-        response.headers = headers
         response.status = status
         self._wake()
 
@@ -265,10 +262,10 @@ class Connection(asyncio.Protocol):
             self._refuse(StreamTruncated(f"The compressed answer of {self.origin} ended before its own end."))
         cast(Response, self._response).complete = True
 
-    def _expect_coding(self, coding: str) -> None:
-        if coding in ("gzip", "x-gzip", "deflate"):
+    def _expect_coding(self, coding: bytes) -> None:
+        if coding in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = _Inflate()
-        elif coding not in ("identity", ""):
+        elif coding not in (b"identity", b""):
             self._refuse(bad_response(self.origin, "sent its answer in a content encoding that was not asked for."))
 
     def _inflated(self, inflate: _Inflate, data: bytes) -> bytes:
