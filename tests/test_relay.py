@@ -276,7 +276,10 @@ async def test_a_stream_fails_over_until_its_first_content_and_not_after(house: 
     assert b"hi" in await stream.read()
     with pytest.raises(UpstreamError, match="late") as failed:
         await stream.read()
-    stream.abandon(failed.value)
+    for _ in range(3):
+        assert not house.resting.rests("two/m", asyncio.get_running_loop().time())
+        stream.abandon(failed.value)
+    assert house.resting.rests("two/m", asyncio.get_running_loop().time())
     assert (stream.attempt.source, stream.attempt.outcome) == ("counted", failed.value.error_type)
     assert house.asked == ["one", "two"]
 

@@ -137,7 +137,7 @@ class RequestLog:
         self._encode = msgspec.json.Encoder().encode
 
     def access(self, exchange: Exchange) -> None:
-        """Notes a request whose answer has ended. Costs about two microseconds; the line is built later."""
+        """Notes a request whose answer has ended. Costs about two microseconds; it is written later."""
         if not self.enabled:
             return
         duration_ns = self._clock_ns() - exchange.started_ns

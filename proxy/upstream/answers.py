@@ -102,6 +102,7 @@ class AnswerStream:
         *,
         clock: Callable[[], float],
         deadline: float,
+        failed: Callable[[Deployment, UpstreamError], None],
     ) -> None:
         self.deployment = deployment
         self.attempt = attempt
@@ -115,6 +116,8 @@ class AnswerStream:
         self._deadline = min(clock() + timeouts.first_byte_seconds, deadline)
         self._held: list[bytes] = []
         self._failure: UpstreamError | None = None
+        self._failed = failed
+        self._opened = False
 
     async def open(self) -> None:
         """Reads until the first content event, and keeps what it read: until then another provider may still serve."""
@@ -122,6 +125,7 @@ class AnswerStream:
             if self._failure is not None:
                 raise self._failure
             self._held.append(await self._pull())
+        self._opened = True
 
     async def read(self) -> bytes:
         """The next bytes for the client; `b""` when the answer is complete. Raises UpstreamError."""
@@ -163,6 +167,8 @@ class AnswerStream:
             self.attempt.outcome = "caller_cancelled"
         else:
             self.attempt.outcome = error.error_type if isinstance(error, GatewayError) else "gateway_internal"
+            if self._opened and isinstance(error, UpstreamError):
+                self._failed(self.deployment, error)  # too late for anybody else to serve, but not to let it rest
         if self.attempt.usage is None:
             said = self._reader.usage_so_far
             if said is not None:

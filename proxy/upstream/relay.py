@@ -206,7 +206,15 @@ class Relay:
             return await self._whole(account, response, exchange, attempt, deadline)
         reader = self._reader(account, chat, exchange, attempt)
         stream = AnswerStream(
-            step.deployment, exchange, attempt, response, reader, timeouts, clock=self._clock, deadline=deadline
+            step.deployment,
+            exchange,
+            attempt,
+            response,
+            reader,
+            timeouts,
+            clock=self._clock,
+            deadline=deadline,
+            failed=self._note_failure,
         )
         try:
             await stream.open()
