@@ -102,8 +102,3 @@ def _load_encoding() -> Encoding:
 
 
 TOKENIZER = Tokenizer()
-
-
-def count_tokens(text: str) -> int:
-    """Tokens of this text for the ledger: never fewer than there are, more where counting would hold the event loop."""
-    return TOKENIZER.count(text)
