@@ -25,6 +25,7 @@ ERROR_TYPES = frozenset(
         "caller_context_length",
         "caller_too_large",
         "caller_cancelled",
+        "policy_forbidden",
         "policy_model_denied",
         "policy_rate_limited",
         "policy_budget_exceeded",

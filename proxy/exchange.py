@@ -24,23 +24,28 @@ class Usage(msgspec.Struct, frozen=True):
     """
 
     input: int = 0
-    """Prompt tokens that were neither read from nor written to a prompt cache, audio left out."""
+    """Prompt tokens that were neither read from nor written to a prompt cache, audio and images left out."""
     cache_read: int = 0
     cache_write_5m: int = 0
     cache_write_1h: int = 0
     audio_input: int = 0
     output: int = 0
-    """Completion tokens that are neither reasoning nor audio."""
+    """Completion tokens that are neither reasoning nor audio nor images."""
     reasoning: int = 0
     audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
+    searches: int = 0
+    """Searches that the provider ran and bills one by one: no tokens, and in neither sum."""
 
     @property
     def prompt(self) -> int:
-        return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h + self.audio_input
+        cached = self.cache_read + self.cache_write_5m + self.cache_write_1h
+        return self.input + cached + self.audio_input + self.image_input
 
     @property
     def completion(self) -> int:
-        return self.output + self.reasoning + self.audio_output
+        return self.output + self.reasoning + self.audio_output + self.image_output
 
 
 UsageSource = Literal["provider", "drained", "counted", "ambiguous", "orphan", "none"]
@@ -112,6 +117,8 @@ class Attempt(msgspec.Struct):
     input_tokens_bound: int = 0
     output_tokens_bound: int = 0
     hold: Hold | None = None
+    service_tier: str = ""
+    """What the provider says it served at (`priority`, `flex`, `batch` …), where that has a price of its own."""
     price_state: PriceState = "unknown"
     price_source: str = ""
     cost_nano_usd: int = 0

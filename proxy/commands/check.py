@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from proxy import providers
+from proxy.commands.flags import Commands, Parser, Shared, file_of
 from proxy.config import Config
 from proxy.config.load import Examined, examine
 from proxy.config.problems import Problem, Severity, text_of
@@ -17,6 +19,25 @@ from proxy.config.problems import Problem, Severity, text_of
 Format = Literal["text", "json", "github"]
 
 _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
+
+
+def add_parser(commands: Commands[Parser], flags: Shared) -> None:
+    checking = commands.add_parser("check", help="find what is wrong with the configuration", parents=[flags.place])
+    checking.add_argument("file", metavar="FILE", nargs="?", help="- reads standard input")
+    checking.add_argument("--strict", action="store_true", help="warnings fail, too (exit code 2)")
+    checking.add_argument("--format", choices=("text", "json", "github"), default="text")
+    checking.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if args.file == "-":
+        path: Path | None = Path("/dev/stdin")
+    else:
+        path = Path(args.file) if args.file else file_of(args, environ)
+    code, text = check(path, environ, strict=args.strict, form=args.format)
+    if text:
+        print(text)
+    return code
 
 
 def examine_fully(path: Path | None, environ: Mapping[str, str]) -> Examined:

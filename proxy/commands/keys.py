@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import msgspec
 
 from proxy.admission.keys import digest, display, new_key
 from proxy.commands import data
+from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of, with_master_key
 from proxy.config import Config, KeyDefaults, StaticKey
 from proxy.config.keys import may_name
 from proxy.config.problems import Mark, Wrong, shown, suggestion
@@ -24,6 +26,41 @@ from proxy.storage.postgres import Database
 from proxy.storage.vault import Vault
 
 _PERIODS = {60: "a minute", 3_600: "an hour", 86_400: "a day", 604_800: "a week"}
+
+
+def add_parser(commands: Commands[Parser], flags: Shared) -> None:
+    group = commands.add_parser("keys", help="make, list and revoke virtual keys")
+    actions = group.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    making = actions.add_parser("create", help="make a key and show it once", parents=[*flags])
+    making.add_argument("name", metavar="NAME")
+    making.add_argument("--models", metavar="A,B", help='what it may use, for example fast,sim/*; "*" is all')
+    making.add_argument("--budget", metavar="USD[/PERIOD]", help="for example 5/1d, or 100 in all")
+    making.add_argument("--rpm", metavar="N", help="requests a minute")
+    making.add_argument("--expires", metavar="PERIOD", help="for example 90d")
+    making.set_defaults(run=_create)
+    listing = actions.add_parser("list", help="every key", parents=[*flags])
+    listing.set_defaults(run=_show_all)
+    ending = actions.add_parser("revoke", help="end a key, by name or id", parents=[*flags])
+    ending.add_argument("name", metavar="NAME")
+    ending.set_defaults(run=_revoke)
+
+
+def _create(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    config = config_of(args, environ)
+    wanted = limits(config.keys.defaults, models=args.models, budget=args.budget, rpm=args.rpm, expires=args.expires)
+    secrets = with_master_key(config, environ)
+    print(create(config, home_of(args, environ), secrets, args.name, wanted, as_json=args.json))
+    return 0
+
+
+def _show_all(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    print(show_all(config_of(args, environ), home_of(args, environ), as_json=args.json))
+    return 0
+
+
+def _revoke(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    print(revoke(config_of(args, environ), home_of(args, environ), args.name, as_json=args.json))
+    return 0
 
 
 def limits(

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.admission.gate import Gate
 from proxy.config import Deployment, Model
+from proxy.edge.callers import Callers, json_answer
 from proxy.errors import PolicyError
 from proxy.exchange import Caller
 from proxy.routing.plan import Router, unknown_model
-
-CREDENTIALS = ("authorization", "x-api-key", "api-key")
 
 
 class Models:
@@ -32,6 +30,7 @@ class Models:
         max_output_tokens: Callable[[Deployment], int | None],
     ) -> None:
         self._gate = gate
+        self._callers = Callers(gate)
         self._router = router
         self._started_at = started_at
         self._served_by = served_by
@@ -39,22 +38,18 @@ class Models:
         self._max_output_tokens = max_output_tokens
 
     async def list(self, request: Request) -> Response:
-        caller = await self._admit(request)
+        caller = await self._callers.admit(request)
         data = [self._describe(name, self._router.find(name)) for name in self._allowed(caller)]
-        return _json({"object": "list", "data": data})
+        return json_answer({"object": "list", "data": data})
 
     async def retrieve(self, request: Request) -> Response:
-        caller = await self._admit(request)
+        caller = await self._callers.admit(request)
         name = request.path_params["id"]
         if "\0" in name:
             raise unknown_model(name, ())
         model = self._router.find(name)
         self._gate.allow(caller, name)
-        return _json(self._describe(name, model))
-
-    async def _admit(self, request: Request) -> Caller:
-        credentials = [(name, value) for name, value in request.scope["headers"] if name.decode() in CREDENTIALS]
-        return await self._gate.admit(credentials)
+        return json_answer(self._describe(name, model))
 
     def _allowed(self, caller: Caller) -> Iterable[str]:
         for name in self._router.names():
@@ -82,7 +77,3 @@ class Models:
             "context_window": self._context_window(first) if first else None,
             "max_output_tokens": self._max_output_tokens(first) if first else None,
         }
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -191,6 +191,10 @@ class Meter:
             max(first - started, 0) // NS_PER_MS if first else None,
             hold.budget_ids if hold else (),
             hold.period_starts_ms if hold else (),
+            usage.image_input,
+            usage.image_output,
+            usage.searches,
+            attempt.service_tier,
         )
 
 

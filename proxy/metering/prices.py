@@ -287,7 +287,7 @@ def _price(tier: Tier, usage: Usage, source: str) -> Price:
         )
     except TypeError:
         billed = [
-            (count, rate) for count, rate in zip(msgspec.structs.astuple(usage), tier.rates, strict=True) if count
+            (count, rate) for count, rate in zip(msgspec.structs.astuple(usage), tier.rates, strict=False) if count
         ]
         pico = sum(count * rate for count, rate in billed if rate is not None)
         if any(rate is None for _, rate in billed):

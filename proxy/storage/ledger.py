@@ -22,7 +22,10 @@ SHIP_SECONDS = 10.0
 
 
 class LedgerRow(msgspec.Struct, frozen=True, array_like=True):
-    """The columns of strata.usage, in their order. `budget_ids` and `budget_starts_ms` run in parallel."""
+    """
+    The columns of strata.usage, in their order. `budget_ids` and `budget_starts_ms` run in parallel. New ones go to the
+    end and have a default: a journal may have been written by the release before.
+    """
 
     request_id: bytes
     attempt: int
@@ -58,6 +61,10 @@ class LedgerRow(msgspec.Struct, frozen=True, array_like=True):
     first_token_ms: int | None
     budget_ids: tuple[str, ...] = ()
     budget_starts_ms: tuple[int, ...] = ()
+    image_input_tokens: int = 0
+    image_output_tokens: int = 0
+    searches: int = 0
+    service_tier: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -92,7 +99,7 @@ SHIP = """
             deployment, provider, stream, status, outcome, source, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, audio_input_tokens, output_tokens, reasoning_tokens,
             audio_output_tokens, cost_nano_usd, price_state, price_source, usage_raw, usage_suspect, duration_ms,
-            first_token_ms, budget_ids, budget_starts)
+            first_token_ms, budget_ids, budget_starts, image_input_tokens, image_output_tokens, searches, service_tier)
         SELECT
             encode(decode(r->>0, 'base64'), 'hex')::uuid, (r->>1)::smallint,
             timestamptz 'epoch' + (r->>2)::bigint * interval '1 millisecond',
@@ -103,7 +110,8 @@ SHIP = """
             (r->>29)::boolean, (r->>30)::bigint, (r->>31)::bigint,
             ARRAY(SELECT jsonb_array_elements_text(r->32))::uuid[],
             ARRAY(SELECT timestamptz 'epoch' + t::bigint * interval '1 millisecond'
-                  FROM jsonb_array_elements_text(r->33) t)
+                  FROM jsonb_array_elements_text(r->33) t),
+            (r->>34)::bigint, (r->>35)::bigint, (r->>36)::bigint, r->>37
         FROM jsonb_array_elements($1::jsonb) AS r
         ON CONFLICT DO NOTHING
         RETURNING *
@@ -140,9 +148,11 @@ SHIP = """
             count(*) FILTER (WHERE attempt > 0 AND outcome <> 'ok'),
             count(*) FILTER (WHERE source IN ('counted', 'ambiguous', 'orphan')),
             count(*) FILTER (WHERE price_state = 'unknown'),
-            sum(input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens + audio_input_tokens),
+            sum(input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens + audio_input_tokens
+                + image_input_tokens),
             sum(cache_read_tokens), sum(cache_write_5m_tokens + cache_write_1h_tokens),
-            sum(output_tokens + reasoning_tokens + audio_output_tokens), sum(reasoning_tokens), sum(cost_nano_usd)
+            sum(output_tokens + reasoning_tokens + audio_output_tokens + image_output_tokens), sum(reasoning_tokens),
+            sum(cost_nano_usd)
         FROM inserted GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
         ON CONFLICT (bucket, key_id, user_id, team_id, model, deployment, provider) DO UPDATE SET
             attempts = h.attempts + excluded.attempts, errors = h.errors + excluded.errors,
