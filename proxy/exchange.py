@@ -114,6 +114,10 @@ class Attempt(msgspec.Struct):
     delivered_text: list[str] = msgspec.field(default_factory=list)
     """Text of the answer so far, bounded; counted when the provider reports no usage."""
     delivered_events: int = 0
+    noted_parts: int = 0
+    """How many of `delivered_text` the last progress record has counted …"""
+    noted_tokens: int = 0
+    """… and the tokens in them."""
     input_tokens_bound: int = 0
     output_tokens_bound: int = 0
     hold: Hold | None = None

@@ -152,6 +152,7 @@ async def test_when_the_next_file_fails_too_requests_are_refused_until_the_disk_
         journal.append_dispatch((b"l" * 16, 1), b"refused")
     assert (refused.value.status, refused.value.code) == (503, "metering_unavailable")
     assert journal.append(SETTLE, b"two") is None
+    journal.append_progress(b"a guess is not kept")
     assert journal.kept_in_memory >= 1
     await asyncio.sleep(0.03)
     assert journal.failing
@@ -159,8 +160,9 @@ async def test_when_the_next_file_fails_too_requests_are_refused_until_the_disk_
     await until(lambda: not journal.failing)
     assert journal.kept_in_memory == 0
     journal.append_dispatch((b"m" * 16, 1), b"three")
+    journal.append_progress(b"three so far")
     payloads = [payload for _, payload in everything(journal)]
-    assert payloads[-3:] == [b"one", b"two", b"three"]
+    assert payloads[-4:] == [b"one", b"two", b"three", b"three so far"]
     assert b"refused" not in payloads
 
 

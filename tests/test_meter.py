@@ -20,7 +20,7 @@ from proxy.metering.adoption import decode_row
 from proxy.metering.journal import Journal, MeteringUnavailable
 from proxy.metering.meter import MAX_COST_NANO_USD, Meter
 from proxy.metering.prices import PriceBook
-from proxy.metering.segments import DISPATCH, SETTLE, Position, read_records
+from proxy.metering.segments import DISPATCH, PROGRESS, SETTLE, Position, read_records
 from proxy.metering.tokens import MAX_BYTES_ON_LOOP, Tokenizer
 from proxy.storage.ledger import LedgerRow
 
@@ -121,6 +121,30 @@ async def test_a_settlement_has_the_providers_numbers_and_its_exact_price(bench:
     assert (row.deployment, row.provider, row.stream) == ("p/m", "p", True)
     assert bench.settled == [1]
     assert bench.journal.open_dispatches == {}
+
+
+async def test_a_long_stream_is_noted_as_far_as_it_has_come(bench: Bench) -> None:
+    bench.tokenizer.load()
+    whole, one = exchange(stream=True), attempt(hold=Hold(900, ("b1",), (7,)))
+    bench.meter.progress(whole, one, None)
+    assert bench.records() == []
+    bench.meter.dispatch(whole, one)
+    for words in ("one two three", " four five"):
+        one.delivered_text.append(words)
+        one.delivered_events += 1
+        bench.meter.progress(whole, one, None)
+    bench.meter.progress(whole, one, Usage(input=14, output=2))
+    one.delivered_events = 9
+    bench.meter.progress(whole, one, Usage(input=14))
+    (_, *notes) = bench.records()
+    assert [kind for kind, _ in notes] == [PROGRESS] * 4
+    counted = [(row.source, row.input_tokens, row.output_tokens) for _, row in notes]
+    assert counted == [("orphan", 50, 3), ("orphan", 50, 5), ("orphan", 14, 5), ("orphan", 14, 9)]
+    assert notes[-1][1].cost_nano_usd == 14 * 3 + 9 * 10 + 100
+    assert notes[-1][1].budget_ids == ("b1",)
+    bench.meter.settle(whole, one)
+    bench.meter.progress(whole, one, None)
+    assert [kind for kind, _ in bench.records()][-1] == SETTLE
 
 
 async def test_an_attempt_that_was_never_dispatched_has_no_row_and_is_still_told(bench: Bench) -> None:

@@ -28,6 +28,7 @@ from proxy.errors import GatewayFault
 from proxy.metering.segments import (
     DISPATCH,
     LOCK,
+    PROGRESS,
     SEGMENT,
     SHIPPED,
     Disk,
@@ -145,6 +146,11 @@ class Journal:
         if self.failing or not self._write(frame(DISPATCH, payload)) or self._current is None:
             raise MeteringUnavailable
         self.open_dispatches[key] = self._current.number
+
+    def append_progress(self, payload: bytes) -> None:
+        """A better guess at what a dispatch will cost; while the disk is away the one before it must do."""
+        if not self.failing:
+            self._write(frame(PROGRESS, payload))
 
     def append(self, kind: int, payload: bytes) -> Position | None:
         """Never refuses. The position behind it; None: no disk takes it now, so it is kept in memory until one does."""

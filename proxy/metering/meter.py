@@ -73,6 +73,21 @@ class Meter:
         self._journal.append_dispatch((exchange.id, attempt.number), _encode(row))
         attempt.dispatched = True
 
+    def progress(self, exchange: Exchange, attempt: Attempt, said: Usage | None) -> None:
+        """
+        Writes down how far a stream has come, so that the bill is close should we die in it. `said`: what the provider
+        has said of usage by now.
+        """
+        if attempt.settled or not attempt.dispatched:
+            return
+        new = attempt.delivered_text[attempt.noted_parts :]
+        attempt.noted_parts += len(new)
+        attempt.noted_tokens += self._tokenizer.count("".join(new))
+        usage = _at_least(attempt, said, attempt.noted_tokens)
+        price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms)
+        row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
+        self._journal.append_progress(_encode(row))
+
     async def count(self, attempt: Attempt) -> None:
         """
         Counts, in a thread, an answer for which no usage came. `settle` alone does not wait: of a long text it takes
@@ -203,6 +218,10 @@ def _with_counted(attempt: Attempt, tokens: int) -> Usage:
     Counted output on top of what the provider said before it was cut off, if it said anything: its input is exact, its
     output a beginning. An event carries a token at least, so the count is never below the number of events.
     """
-    said = attempt.usage or Usage(input=attempt.input_tokens_bound)
+    return _at_least(attempt, attempt.usage, tokens)
+
+
+def _at_least(attempt: Attempt, said: Usage | None, tokens: int) -> Usage:
+    said = said or Usage(input=attempt.input_tokens_bound)
     counted = max(tokens, attempt.delivered_events)
     return msgspec.structs.replace(said, output=said.output + max(counted - said.completion, 0))

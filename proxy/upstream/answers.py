@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
-from proxy.exchange import Attempt, Exchange
+from proxy.exchange import Attempt, Exchange, Usage
 from proxy.metering.usage import from_openai
 from proxy.providers import Event
 from proxy.providers.faults import bad_response
@@ -27,6 +27,9 @@ DRAIN_BILLED_SECONDS = 120.0
 """How long an abandoned answer is read on from a provider that bills it all the same."""
 DRAIN_UNBILLED_SECONDS = 2.0
 """… and from one that stops billing when we hang up: in case it is nearly done."""
+
+PROGRESS_NS = 1_000_000_000
+"""How often a long stream is noted in the journal: so much of it is guessed if this process is killed."""
 
 
 class _Message(msgspec.Struct):
@@ -103,6 +106,7 @@ class AnswerStream:
         clock: Callable[[], float],
         deadline: float,
         failed: Callable[[Deployment, UpstreamError], None],
+        progress: Callable[[Exchange, Attempt, Usage | None], None],
     ) -> None:
         self.deployment = deployment
         self.attempt = attempt
@@ -117,6 +121,8 @@ class AnswerStream:
         self._held: list[bytes] = []
         self._failure: UpstreamError | None = None
         self._failed = failed
+        self._progress = progress
+        self._progress_due_ns = attempt.started_ns + PROGRESS_NS
         self._opened = False
 
     async def open(self) -> None:
@@ -189,7 +195,12 @@ class AnswerStream:
         if not self.attempt.first_event_ns:
             self.attempt.first_event_ns = now
         self._deadline = min(self._clock() + self._idle_seconds, self._total_deadline)
-        return self._feed(events)
+        shown = self._feed(events)
+        if now >= self._progress_due_ns:
+            self._progress_due_ns = now + PROGRESS_NS
+            said = self._reader.usage_so_far
+            self._progress(self._exchange, self.attempt, from_openai(said)[0] if said else None)
+        return shown
 
     def _feed(self, events: list[Event]) -> bytes:
         """What the events show. An error among them is raised after what came before it has been delivered."""

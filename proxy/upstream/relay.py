@@ -215,6 +215,7 @@ class Relay:
             clock=self._clock,
             deadline=deadline,
             failed=self._note_failure,
+            progress=self._meter.progress,
         )
         try:
             await stream.open()
