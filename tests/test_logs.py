@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.config import Deployment, Provider
@@ -196,6 +196,7 @@ HOSTILE = st.text(st.characters(codec="utf-8") | st.sampled_from('\r\n\x1b\x00\x
 
 
 @given(HOSTILE, HOSTILE)
+@example("", "\x7f")
 def test_no_text_makes_a_second_line_or_moves_the_cursor(message: str, request_id: str) -> None:
     for pretty in (False, True):
         stream = io.StringIO()

@@ -233,7 +233,7 @@ class RequestLog:
 
     def _json(self, line: Line) -> bytes:
         encoded = self._encode(line)
-        if not encoded.isascii():  # JSON has escaped every control character that ASCII has
+        if not encoded.isascii() or b"\x7f" in encoded:  # JSON has escaped every other control character of ASCII
             encoded = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded.decode()).encode()
         return encoded + b"\n"
 
