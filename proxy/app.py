@@ -25,12 +25,15 @@ from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.config import Config, Provider
 from proxy.config.presets import SIM_API_BASE
+from proxy.edge.alerts import AlertsPage
+from proxy.edge.callers import Callers
 from proxy.edge.chat import Chat
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
 from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.site import site
 from proxy.exchange import Attempt, Exchange
+from proxy.metering.alerts.watch import Watch
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
@@ -38,6 +41,7 @@ from proxy.metering.shipper import Shipper
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
+from proxy.storage.alerts import last_alerts
 from proxy.storage.ledger import make_partitions
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
@@ -145,6 +149,7 @@ class Gateway:
             ("partitions", self._make_partitions),
             ("ticker", self._tick),
             ("log", self.request_log.run),
+            ("alerts", self._watch),
         ):
             self._hold_task(name, work)
         with contextlib.suppress(TimeoutError):
@@ -182,7 +187,9 @@ class Gateway:
             render=self.metrics.render,
             token=self.config.metrics.token,
         )
+        alerts = AlertsPage(Callers(self.gate), self.config.alerts, lambda: last_alerts(self.database))
         routes = [
+            Route("/api/alerts", alerts.show),
             Route("/healthz", ops.healthz),
             Route("/readyz", ops.readyz),
             Route("/v1/models", models.list),
@@ -242,6 +249,10 @@ class Gateway:
                 await asyncio.sleep(DATABASE_RETRY_SECONDS)
             else:
                 await asyncio.sleep(PARTITION_SECONDS)
+
+    async def _watch(self) -> None:
+        await self.database_ready.wait()
+        await Watch(self.config.alerts, self.database, sent=self.metrics.count_alert).run()
 
     async def _tick(self) -> None:
         """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""

