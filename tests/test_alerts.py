@@ -228,7 +228,7 @@ async def test_mail_that_is_refused_and_mail_without_a_server_are_not_sent() -> 
         await deliver(Email(name="m", to=("a@example.com",)))
     for security in ("starttls", "tls"):
         with pytest.raises(NotSent, match="did not take it"):
-            wrong = Smtp(host="127.0.0.1", port=9, sender="strata@example.com", security=security)  # type: ignore[arg-type]  # one of both
+            wrong = Smtp(host="127.0.0.1", port=9, sender="strata@example.com", security=security)
             await deliver(Email(name="m", to=("a@example.com",)), wrong)
 
 
