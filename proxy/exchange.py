@@ -148,6 +148,10 @@ class Exchange(msgspec.Struct):
     status: int = 0
     hints: dict[str, str] = msgspec.field(default_factory=dict)
     """The client's own `x-strata-…` headers, lower case."""
+    strict: bool | None = None
+    """Whether the client wants a refusal rather than a loss; None: as the model is configured."""
+    wants_notices: bool = False
+    """The client wants what was changed in the answer's body too, and not only in a header."""
     client_left: bool = False
     upstream_wait_ns: int = 0
     """Time spent waiting for providers; the rest of the duration is our overhead."""

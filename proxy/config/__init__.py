@@ -124,6 +124,8 @@ class Model(Struct, frozen=True, kw_only=True):
     """Attempts beyond the first, over all deployments, only before the first content event."""
     params: dict[str, object] = {}
     """Used where the client sends none."""
+    strict: bool = False
+    """Refuse a request of which a parameter would be lost in translation, instead of saying so."""
 
 
 class Rest(Struct, frozen=True, kw_only=True):

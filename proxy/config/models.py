@@ -13,7 +13,7 @@ from proxy.config import Deployment, Model, Timeouts
 from proxy.config.presets import SIM, SIM_MODELS
 from proxy.config.problems import Mark, Report, Wrong, shown, suggestion
 from proxy.config.providers import Providers
-from proxy.config.quantities import duration, integer, json_map, text, texts
+from proxy.config.quantities import boolean, duration, integer, json_map, text, texts
 from proxy.config.reading import Key, child, entries_of, read_map
 from proxy.config.yaml import MappingNode, Node, ScalarNode, SequenceNode, is_null
 
@@ -30,6 +30,7 @@ _KEYS = {
     "num_retries": NUM_RETRIES,
     "fallbacks": Key("fallbacks", texts),
     "params": Key("params", json_map),
+    "strict": Key("strict", boolean),
 }
 _DEPLOYMENT_KEYS = {
     "model": Key("model", text),

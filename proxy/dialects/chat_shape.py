@@ -103,6 +103,13 @@ class StreamOptions(Struct):
     include_obfuscation: bool | None = None
 
 
+class Strata(Struct):
+    """What a request says to the gateway itself."""
+
+    strict: bool | None = None
+    notices: bool | None = None
+
+
 class ChatShape(Struct):
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=20_000)]
@@ -128,6 +135,7 @@ class ChatShape(Struct):
     safety_identifier: str | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     service_tier: str | None = None
+    strata: Strata | None = None
     stop: str | Annotated[list[str], Meta(max_length=2_500)] | None = None
     store: bool | None = None
     stream: bool | None = None

@@ -8,6 +8,7 @@ A tool call without an id gets one here.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -56,7 +57,7 @@ def wants_usage(chat: ChatRequest) -> bool:
 
 
 def stamp_completion(
-    completion: Completion, *, id: str, created: int, model: str, cost: float | None, notices: list[Notice]
+    completion: Completion, *, id: str, created: int, model: str, cost: float | None, notices: Sequence[Notice]
 ) -> bytes:
     """A whole answer as bytes. `cost` in dollars; None: the price is unknown, and `usage.cost` is null."""
     stamped = {
@@ -91,6 +92,10 @@ class Envelope:
     def usage(self, usage: dict[str, Any], cost: float | None) -> bytes:
         """The usage chunk: `choices` empty, usage with its cost."""
         return self.encode({"choices": [], "usage": {**usage, "cost": cost}})
+
+    def notices(self, notices: Sequence[Notice]) -> bytes:
+        """A chunk without choices that says what translation changed, for a client that asked."""
+        return self.encode({"choices": [], "strata": {"notices": notices}})
 
 
 def encode_error(error: dict[str, object]) -> bytes:

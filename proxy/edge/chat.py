@@ -19,6 +19,7 @@ from proxy.edge.replies import answer_head, limit_lines, new_id, request_id, str
 from proxy.errors import CallerError, GatewayError, GatewayFault
 from proxy.exchange import Attempt, Exchange
 from proxy.metering.meter import Meter
+from proxy.providers import ChatRequest
 from proxy.routing.plan import Router
 from proxy.upstream.answers import AnswerStream, WholeAnswer
 from proxy.upstream.relay import Relay
@@ -56,6 +57,7 @@ class Chat:
             caller = exchange.caller = await self._gate.admit(lane.head.credentials)
             chat = dialect.decode(_json_body(lane))
             exchange.stream = bool(chat.get("stream"))
+            _take_wishes(exchange, chat)
             model = exchange.resolved = self._router.find(chat["model"])
             exchange.model = chat["model"]
             self._gate.allow(caller, exchange.model)
@@ -101,7 +103,7 @@ class Chat:
         self._meter.settle(exchange, attempt)
         cost = _cost_usd(attempt)
         if answer.completion is None:
-            body = answer.with_cost(cost)
+            body = answer.with_cost(cost, exchange.notices if exchange.wants_notices else ())
         else:
             body = dialect.stamp_completion(
                 answer.completion,
@@ -109,7 +111,7 @@ class Chat:
                 created=exchange.started_at_ms // 1000,
                 model=exchange.model,
                 cost=cost,
-                notices=exchange.notices,
+                notices=exchange.notices if exchange.wants_notices else (),
             )
         lane.respond(200, answer_head(exchange, attempt, limits, full=self._full_headers), body)
 
@@ -132,7 +134,7 @@ class Chat:
         if answer.attempt.source == "counted":
             await self._meter.count(answer.attempt)
         self._meter.settle(exchange, answer.attempt)
-        lane.finish(answer.ending(_cost_usd(answer.attempt)))
+        lane.finish(_told(exchange) + answer.ending(_cost_usd(answer.attempt)))
 
 
 def _json_body(lane: LaneRequest) -> bytes:
@@ -142,6 +144,28 @@ def _json_body(lane: LaneRequest) -> bytes:
             "Send the body as JSON, with Content-Type: application/json.", status=415, code="unsupported_media_type"
         )
     return bytes(lane.body)
+
+
+def _take_wishes(exchange: Exchange, chat: ChatRequest) -> None:
+    """What the client says to the gateway: in the body under `strata`, or in headers of the same names."""
+    hints, said = exchange.hints, chat.get("strata")
+    if hints:
+        if "x-strata-strict" in hints:
+            exchange.strict = hints["x-strata-strict"].lower() == "true"
+        exchange.wants_notices = hints.get("x-strata-notices", "").lower() == "true"
+    if said:
+        exchange.strict = exchange.strict if said.get("strict") is None else said["strict"]
+        exchange.wants_notices = said.get("notices") or exchange.wants_notices
+
+
+def _told(exchange: Exchange) -> bytes:
+    """The notices as an event of a stream, if the client asked for them."""
+    if not (exchange.wants_notices and exchange.notices):
+        return b""
+    envelope = dialect.Envelope(
+        id=f"chatcmpl-{exchange.id.hex()}", created=exchange.started_at_ms // 1000, model=exchange.model
+    )
+    return envelope.notices(exchange.notices)
 
 
 def _cost_usd(attempt: Attempt) -> float | None:

@@ -39,6 +39,8 @@ class Notice:
 
     param: str
     message: str
+    lost: bool = True
+    """False: what the caller wanted is done in another way. A strict request is refused for what is lost."""
 
 
 class UpstreamRequest(NamedTuple):

@@ -8,7 +8,7 @@ settled; only then does `ending` give the last bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
 from proxy.metering.usage import from_openai
-from proxy.providers import Event
+from proxy.providers import Event, Notice
 from proxy.providers.faults import bad_response
 from proxy.upstream.connections import Response
 from proxy.upstream.framing import SSE
@@ -85,9 +85,11 @@ class WholeAnswer:
         except (msgspec.DecodeError, msgspec.ValidationError):
             raise bad_response("The provider's answer has choices that are none.") from None
 
-    def with_cost(self, cost: float | None) -> bytes:
-        """The undecoded answer, with `usage.cost`."""
+    def with_cost(self, cost: float | None, notices: Sequence[Notice] = ()) -> bytes:
+        """The undecoded answer, with `usage.cost` and, if there are any, `strata.notices`."""
         fields = self.fields or {}
+        if notices:
+            fields["strata"] = msgspec.Raw(_encode({"notices": notices}))
         if self.usage is not None:
             fields["usage"] = msgspec.Raw(_encode({**self.usage, "cost": cost}))
         return _encode(fields)

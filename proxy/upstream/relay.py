@@ -30,6 +30,7 @@ from proxy.routing.retries import RetryBudget, backoff_seconds
 from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer, remember_usage
 from proxy.upstream.connections import Response
+from proxy.upstream.notices import take_notices
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
 
 NEVER_AGAIN_HERE = frozenset({"provider_auth", "provider_quota", "provider_content_filter"})
@@ -153,6 +154,8 @@ class Relay:
         road = self._roads.get(id(step.deployment)) or self._road(step.deployment)
         asked = {**step.model.params, **chat} if step.model.params else chat
         request = road.account.translator.encode_request(asked, road.target)
+        if request.notices:
+            take_notices(exchange, step.model, request.notices)
         body = _encode(request.body)
         attempt = Attempt(
             number=len(exchange.attempts) + 1,
@@ -166,9 +169,6 @@ class Relay:
         if caller is not None and (caller.budgets or self._block_unpriced):
             await self._set_aside(caller, attempt)
         exchange.attempts.append(attempt)
-        for notice in request.notices:
-            if notice not in exchange.notices:
-                exchange.notices.append(notice)
         try:
             self._meter.dispatch(exchange, attempt)
             return await self._exchange(road.account, step, request, body, chat, exchange, attempt)

@@ -23,6 +23,8 @@ from tests.invariants.world import CALLERS, DEPLOYMENT, Done, Key, Worker, World
 T = TypeVar("T")
 WHICH = st.integers(0, 1_000)
 TOKENS = st.integers(0, 120)
+USAGE = st.builds(Usage, input=TOKENS, cache_read=TOKENS, output=TOKENS, reasoning=TOKENS)
+SOURCE = st.sampled_from(["provider", "provider", "drained", "counted", "ambiguous", "none"])
 WORDS = ("one", " two", " antidisestablishmentarianism", " über", " 北京", " …")
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 RUNNER = asyncio.Runner()
@@ -80,9 +82,25 @@ class History(RuleBasedStateMachine):
 
     @rule(
         which=WHICH,
+        caller=st.sampled_from(CALLERS),
+        words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=5),
+        usage=USAGE,
+        source=SOURCE,
+    )
+    def answer(self, which: int, caller: Caller, words: list[str], usage: Usage, source: str) -> None:
+        """A whole request with nothing in between."""
+        worker = self._worker(which)
+        before = len(worker.open)
+        self._send(worker, self.world.new_exchange(caller), 50, 50)
+        if len(worker.open) > before:
+            self.stream(which, before, words)
+            self.settle(which, before, usage, source, told_twice=False, again=False)
+
+    @rule(
+        which=WHICH,
         open_=WHICH,
-        usage=st.builds(Usage, input=TOKENS, cache_read=TOKENS, output=TOKENS, reasoning=TOKENS),
-        source=st.sampled_from(["provider", "provider", "drained", "counted", "ambiguous", "none"]),
+        usage=USAGE,
+        source=SOURCE,
         told_twice=st.booleans(),
         again=st.booleans(),
     )
@@ -130,9 +148,12 @@ class History(RuleBasedStateMachine):
     @rule(order=st.randoms(use_true_random=False))
     def ship_again(self, order: Any) -> None:
         """A worker that never heard that its batch had arrived; in any order, from anybody."""
-        rows = list(self.world.bank.rows.values())
+        bank = self.world.bank
+        rows = list(bank.rows.values())
+        before = (dict(bank.rows), dict(bank.settled), dict(bank.granted))
         for row in order.sample(rows, min(4, len(rows))):
-            self.world.bank.insert(row)
+            bank.insert(row)
+        assert (bank.rows, bank.settled, bank.granted) == before, "I4: shipping again has changed something"
 
     @rule(which=WHICH)
     def sync(self, which: int) -> None:

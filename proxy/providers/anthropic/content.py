@@ -7,14 +7,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from proxy.errors import CallerError
 from proxy.providers import Json
 
-Note = Callable[[str, str], None]
-"""Takes the parameter and what became of it."""
+
+class Note(Protocol):
+    """Takes the parameter and what became of it; `lost` as in `Notice`."""
+
+    def __call__(self, param: str, message: str, *, lost: bool = True) -> None: ...
+
 
 IMAGES = {
     "image/png": "image/png",

@@ -41,9 +41,9 @@ class Conversation:
         else:
             self.turns.append({"role": role, "content": blocks})
 
-    def notice(self, param: str, message: str) -> None:
+    def notice(self, param: str, message: str, *, lost: bool = True) -> None:
         """Says it once, however many messages give cause."""
-        notice = Notice(param, message)
+        notice = Notice(param, message, lost)
         if notice not in self.notices:
             self.notices.append(notice)
 
@@ -58,7 +58,9 @@ def encode_messages(messages: list[Json]) -> Conversation:
         match message["role"]:
             case "system" | "developer":
                 if talk.turns:
-                    talk.notice(param, "Anthropic takes instructions only at the front; this one was moved there.")
+                    talk.notice(
+                        param, "Anthropic takes instructions only at the front; this one was moved there.", lost=False
+                    )
                 talk.system += content_blocks(message, param, talk.notice, only_text=True)
             case "user":
                 talk.add("user", content_blocks(message, param, talk.notice))

@@ -87,7 +87,7 @@ def _max_tokens(chat: ChatRequest, target: Target, version: Version | None, note
     if target.max_output_tokens:
         return target.max_output_tokens
     limit = default_max_tokens(version)
-    note("max_tokens", f"Anthropic demands a limit and none was sent; {limit} was used.")
+    note("max_tokens", f"Anthropic demands a limit and none was sent; {limit} was used.", lost=False)
     return limit
 
 
@@ -207,7 +207,8 @@ def _encode_format(body: Json, chat: ChatRequest, version: Version | None, talk:
             return
         case "json_object":
             talk.system.append({"type": "text", "text": JSON_HINT})
-            talk.notice("response_format", "Anthropic has no json_object; the model was told to answer in JSON.")
+            message = "Anthropic has no json_object; the model was told to answer in JSON."
+            talk.notice("response_format", message, lost=False)
         case "json_schema":
             schema = (wanted.get("json_schema") or {}).get("schema")
             if not isinstance(schema, dict):
@@ -234,4 +235,5 @@ def _limit_marks(body: Json, talk: Conversation) -> None:
     if len(marked) > room:
         for block in marked[: len(marked) - room]:
             del block["cache_control"]
-        talk.notice("cache_control", f"Anthropic takes {MAX_CACHE_MARKS} cache marks; the last {room} were kept.")
+        message = f"Anthropic takes {MAX_CACHE_MARKS} cache marks; the last {room} were kept."
+        talk.notice("cache_control", message, lost=False)
