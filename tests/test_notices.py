@@ -76,7 +76,7 @@ def test_a_strict_request_is_refused_before_it_is_sent(
 def test_strict_refuses_losses_only_and_the_request_has_the_last_word(client: OpenAI) -> None:
     wants_json: dict[str, Any] = {"response_format": {"type": "json_object"}}
     assert client.chat.completions.create(model="strict", messages=HELLO, **wants_json).choices
-    lenient = {"extra_body": {"strata": {"strict": False}}}
+    lenient: dict[str, Any] = {"extra_body": {"strata": {"strict": False}}}
     assert client.chat.completions.create(model="strict", messages=HELLO, **LOST, **lenient).choices
 
 
