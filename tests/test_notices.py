@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 from tests.gateway import Gateway, OracleProcess
+from tests.oracle import marker
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 LOST: dict[str, Any] = {"frequency_penalty": 0.5, "max_tokens": 100}
@@ -83,3 +84,35 @@ def test_strict_refuses_losses_only_and_the_request_has_the_last_word(client: Op
 def test_a_wish_that_is_none_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"strata\.strict must be a boolean"):
         client.chat.completions.create(model="claude", messages=HELLO, extra_body={"strata": {"strict": "yes"}})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stock_client_that_drops_signatures_goes_on_thinking_in_a_tool_loop(
+    client: OpenAI, gateway: Gateway, stream: bool
+) -> None:
+    function = {"name": "look", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    asked: dict[str, Any] = {
+        "model": "claude",
+        "tools": [{"type": "function", "function": function}],
+        "reasoning_effort": "low",
+        "max_tokens": 8000,
+    }
+    first: list[Any] = [{"role": "user", "content": f"look {marker(tools=1, thinking=3)}"}]
+    create: Any = client.chat.completions.create
+    if stream:
+        with client.chat.completions.stream(messages=first, **asked) as events:
+            answer: Any = events.get_final_completion()
+    else:
+        answer = create(messages=first, **asked)
+    [call] = answer.choices[0].message.tool_calls
+    kept = {"id": call.id, "type": "function", "function": {"name": "look", "arguments": call.function.arguments}}
+    history = [
+        *first,
+        {"role": "assistant", "content": None, "tool_calls": [kept]},
+        {"role": "tool", "tool_call_id": call.id, "content": "18 degrees"},
+    ]
+    then = client.chat.completions.with_raw_response.create(messages=history, **asked)
+    assert "x-strata-warning" not in then.headers
+    other = OpenAI(base_url=gateway.base_url, api_key=gateway.create_key(f"other-{stream}"), max_retries=0)
+    stranger: Any = other.chat.completions.with_raw_response.create(messages=history, **asked)
+    assert "without its signed reasoning_details" in stranger.headers["x-strata-warning"]

@@ -151,7 +151,7 @@ class Decoder:
 
 def test_translated_chunks_are_stamped_counted_and_their_usage_held() -> None:
     tried = attempt()
-    one = TranslatedReader(Decoder(), tried, envelope(), True)
+    one = TranslatedReader(Decoder(), tried, envelope(), True, lambda *_: None)
     calls = [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]
     chunks = [
         {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]},
@@ -168,7 +168,7 @@ def test_translated_chunks_are_stamped_counted_and_their_usage_held() -> None:
 
 
 def test_a_translated_stream_without_usage_ends_when_its_decoder_says_so() -> None:
-    one = TranslatedReader(Decoder(), attempt(), envelope(), True)
+    one = TranslatedReader(Decoder(), attempt(), envelope(), True, lambda *_: None)
     assert b"length" in one.close()
     assert one.done and one.ending(None) == DONE
     assert one.usage is None and one.usage_so_far == {"prompt_tokens": 3}

@@ -68,7 +68,7 @@ def stamp_completion(
         **{name: value for name, value in completion.items() if name != "model"},
     }
     for choice in stamped.get("choices", ()):
-        _name_calls(choice.get("message", {}).get("tool_calls"), id)
+        name_calls(choice.get("message", {}).get("tool_calls"), id)
     if stamped.get("usage") is not None:
         stamped["usage"] = {**stamped["usage"], "cost": cost}
     if notices:
@@ -86,7 +86,7 @@ class Envelope:
     def encode(self, chunk: Chunk) -> bytes:
         """One chunk as an SSE event."""
         for choice in chunk["choices"]:
-            _name_calls(choice["delta"].get("tool_calls"), self._id)
+            name_calls(choice["delta"].get("tool_calls"), self._id)
         return b"data: " + _encode({**self._head, **chunk}) + b"\n\n"
 
     def usage(self, usage: dict[str, Any], cost: float | None) -> bytes:
@@ -103,7 +103,8 @@ def encode_error(error: dict[str, object]) -> bytes:
     return b"data: " + _encode(error) + b"\n\n"
 
 
-def _name_calls(calls: list[dict[str, Any]] | None, id: str) -> None:
+def name_calls(calls: list[dict[str, Any]] | None, id: str) -> None:
+    """Gives an id to each call that has none, in place; the same one however often it is asked."""
     for position, call in enumerate(calls or ()):
         # a fragment that only continues a call carries neither name nor id
         if not call.get("id") and call.get("function", {}).get("name"):

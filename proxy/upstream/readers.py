@@ -8,6 +8,7 @@ chunks. Both hold the usage back: it is shown last, with its cost, and only to a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from proxy.dialects.openai import DONE, Envelope
 from proxy.errors import StreamTruncated
 from proxy.exchange import Attempt
-from proxy.providers import Chunk, Event, StreamDecoder, Translator
+from proxy.providers import Chunk, Event, Json, StreamDecoder, Translator
 
 
 class Reader(Protocol):
@@ -69,6 +70,9 @@ class TapChunk(msgspec.Struct):
     usage: dict[str, Any] | None = None
     error: Any = None
 
+
+Keep = Callable[[list[Json], list[Json]], None]
+"""Takes the `reasoning_details` and the tool calls of an answer that is whole."""
 
 _tap = msgspec.json.Decoder(TapChunk).decode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -149,8 +153,13 @@ class PassReader:
 
 
 class TranslatedReader:
-    def __init__(self, decoder: StreamDecoder, attempt: Attempt, envelope: Envelope, asked_usage: bool) -> None:
+    def __init__(
+        self, decoder: StreamDecoder, attempt: Attempt, envelope: Envelope, asked_usage: bool, keep: Keep
+    ) -> None:
         self._decoder = decoder
+        self._keep = keep
+        self._details: list[Json] = []
+        self._calls: list[Json] = []
         self._attempt = attempt
         self._envelope = envelope
         self._asked_usage = asked_usage
@@ -172,6 +181,8 @@ class TranslatedReader:
         return shown
 
     def ending(self, cost: float | None) -> bytes:
+        if self._calls:
+            self._keep(self._details, self._calls)
         if self._asked_usage and self.usage is not None:
             return self._envelope.usage(self.usage, cost) + DONE
         return DONE
@@ -195,7 +206,14 @@ class TranslatedReader:
                 self.content = True
                 function = call.get("function", {})
                 keep_text(self._attempt, function.get("name", "") + function.get("arguments", ""))
-        return self._envelope.encode(chunk)
+        shown = self._envelope.encode(chunk)
+        for choice in chunk["choices"]:
+            delta = choice["delta"]
+            if "reasoning_details" in delta:
+                self._details += delta["reasoning_details"]
+            # after it was encoded, which gives an id to a call without one
+            self._calls += (call for call in delta.get("tool_calls") or () if call.get("id"))
+        return shown
 
 
 def keep_text(attempt: Attempt, text: Any) -> None:

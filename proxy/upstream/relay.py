@@ -17,12 +17,12 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from proxy.config import Deployment
-from proxy.dialects.openai import Envelope, wants_usage
+from proxy.dialects.openai import Envelope, name_calls, wants_usage
 from proxy.errors import CallerError, GatewayError, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, Hold
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
-from proxy.providers import ChatRequest, Target, UpstreamRequest
+from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.providers.faults import bad_response
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
@@ -32,6 +32,7 @@ from proxy.upstream.answers import AnswerStream, WholeAnswer, remember_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
+from proxy.upstream.thoughts import Thoughts
 
 NEVER_AGAIN_HERE = frozenset({"provider_auth", "provider_quota", "provider_content_filter"})
 """Failures that the same deployment will repeat; another one may not."""
@@ -89,6 +90,7 @@ class Relay:
         self._dice = dice
         self._block_unpriced = block_unpriced
         self._retries = RetryBudget()
+        self._thoughts = Thoughts()
         self._roads: dict[int, _Road] = {}
 
     async def answer(self, plan: Plan, chat: ChatRequest, exchange: Exchange) -> WholeAnswer | AnswerStream:
@@ -153,6 +155,9 @@ class Relay:
     async def _attempt(self, step: Step, chat: ChatRequest, exchange: Exchange) -> WholeAnswer | AnswerStream:
         road = self._roads.get(id(step.deployment)) or self._road(step.deployment)
         asked = {**step.model.params, **chat} if step.model.params else chat
+        if self._thoughts and not road.account.passes_through:
+            asked, told = self._thoughts.restore(_owner(exchange), step.deployment, asked)
+            take_notices(exchange, step.model, told)
         request = road.account.translator.encode_request(asked, road.target)
         if request.notices:
             take_notices(exchange, step.model, request.notices)
@@ -231,7 +236,11 @@ class Relay:
         )
         if account.passes_through:
             return PassReader(account.translator, attempt, envelope, wants_usage(chat))
-        return TranslatedReader(account.translator.stream_decoder(), attempt, envelope, wants_usage(chat))
+
+        def keep(details: list[Json], calls: list[Json]) -> None:
+            self._thoughts.keep(_owner(exchange), attempt.deployment, details, calls)
+
+        return TranslatedReader(account.translator.stream_decoder(), attempt, envelope, wants_usage(chat), keep)
 
     async def _whole(
         self, account: Account, response: Response, exchange: Exchange, attempt: Attempt, deadline: float
@@ -247,11 +256,21 @@ class Relay:
         else:
             whole = WholeAnswer(attempt, None, account.translator.decode_response(body))
             usage, raw = (whole.completion or {}).get("usage"), b""
+            self._keep_thoughts(exchange, attempt, whole.completion or {})
         if usage:
             remember_usage(exchange, attempt, usage, raw)
         _keep_whole(exchange, attempt, whole)
         self._resting.succeeded(attempt.deployment.name)
         return whole
+
+    def _keep_thoughts(self, exchange: Exchange, attempt: Attempt, completion: Completion) -> None:
+        for choice in completion.get("choices", ()):
+            message = choice.get("message", {})
+            calls = message.get("tool_calls")
+            if calls:
+                name_calls(calls, f"chatcmpl-{exchange.id.hex()}")
+                details = message.get("reasoning_details") or []
+                self._thoughts.keep(_owner(exchange), attempt.deployment, details, calls)
 
     async def _refusal(self, account: Account, response: Response) -> UpstreamError:
         body = await response.read_all(self._clock() + MAX_ERROR_BODY_SECONDS)
@@ -298,6 +317,10 @@ class Relay:
                 at_once=error.error_type in NEVER_AGAIN_HERE,
                 seconds=error.retry_after_seconds,
             )
+
+
+def _owner(exchange: Exchange) -> str:
+    return exchange.caller.key_id if exchange.caller is not None else ""
 
 
 def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
