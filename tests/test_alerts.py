@@ -179,6 +179,22 @@ async def test_a_channel_that_is_away_is_not_sent() -> None:
     assert "hidden" not in str(failed.value)
 
 
+async def test_a_channel_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.metering.alerts.channels.SEND_SECONDS", 0.05)
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        left.set()
+
+    left = asyncio.Event()
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    with pytest.raises(NotSent, match=r"no answer within 0\.05 s"):
+        await deliver(Webhook(name="w", url=Secret(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook")))
+    server.close()
+    await left.wait()
+
+
 async def mail_server(got: list[str], *, takes: bool = True) -> tuple[asyncio.Server, int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 here\r\n")
@@ -232,6 +248,17 @@ async def test_mail_that_is_refused_and_mail_without_a_server_are_not_sent() -> 
             await deliver(Email(name="m", to=("a@example.com",)), wrong)
 
 
+async def test_mail_is_not_sent_in_the_open_by_a_server_that_should_encrypt() -> None:
+    got: list[str] = []
+    server, port = await mail_server(got)
+    smtp = Smtp(host="127.0.0.1", port=port, sender="strata@example.com", user="u", password=Secret("p"))
+    assert smtp.security == "starttls"
+    with pytest.raises(NotSent, match=r"did not take it \(SMTPNotSupportedError\)"):
+        await deliver(Email(name="m", to=("a@example.com",)), smtp)
+    server.close()
+    assert got == []
+
+
 def watch(db: Database, receiver: Receiver, told: list[tuple[str, bool]], **fields: Any) -> Watch:
     given: dict[str, Any] = {
         "channels": (Webhook(name="hook", url=Secret(receiver.url)), Slack(name="chat", url=Secret(receiver.url))),
@@ -283,6 +310,12 @@ async def test_what_could_not_be_sent_is_tried_again_later_and_not_for_ever(db: 
     assert told == [("hook", False)] * MAX_TRIES
     (row,) = await last_alerts(db)
     assert json.loads(row["deliveries"])[0]["error"] == "it answered with HTTP 503"
+
+
+async def test_a_watch_of_unpriced_requests_alone_needs_no_budget(db: Database, receiver: Receiver) -> None:
+    await spend_half(db)
+    unpriced = AlertRule(name="unpriced", when="unpriced_requests", above=(0,), notify=("chat",))
+    assert await watch(db, receiver, [], rules=(unpriced,)).look() == 1
 
 
 async def test_a_claim_that_nobody_finished_is_taken_over(db: Database, receiver: Receiver) -> None:

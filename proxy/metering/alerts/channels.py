@@ -115,7 +115,11 @@ def _connect(smtp: Smtp) -> smtplib.SMTP:
         return smtplib.SMTP_SSL(smtp.host, smtp.port, timeout=SEND_SECONDS, context=context)
     server = smtplib.SMTP(smtp.host, smtp.port, timeout=SEND_SECONDS)
     if smtp.security == "starttls":
-        server.starttls(context=context)
+        try:
+            server.starttls(context=context)
+        except (smtplib.SMTPException, OSError):
+            server.close()
+            raise
     return server
 
 
