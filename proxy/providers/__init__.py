@@ -82,8 +82,8 @@ class Translator(Protocol):
     framing: Literal["sse", "aws"]
     same_dialect: bool
     """True where the native API is OpenAI's own: then bytes pass through and a tap reads them."""
-    auth: Literal["bearer", "x-api-key"]
-    """The header that carries the provider's key."""
+    auth: str
+    """The header that carries the provider's key; "bearer" is `authorization: Bearer <key>`."""
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """Must not change `chat`: it is encoded again for each deployment tried. Raises CallerError with a `param`."""

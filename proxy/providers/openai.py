@@ -29,7 +29,7 @@ _ENVELOPE = frozenset({"id", "object", "created", "choices", "usage"})
 class Translator:
     framing: Literal["sse", "aws"] = "sse"
     same_dialect = True
-    auth: Literal["bearer", "x-api-key"] = "bearer"
+    auth = "bearer"
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """The same body for this model. Usage is always asked for; whether the client sees it is decided later."""

@@ -19,7 +19,7 @@ from proxy.providers.faults import upstream_error
 class Translator:
     framing: Literal["sse", "aws"] = "sse"
     same_dialect = False
-    auth: Literal["bearer", "x-api-key"] = "x-api-key"
+    auth = "x-api-key"
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target)
