@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
+    from proxy.admission.limits import RateLimit
     from proxy.config import Deployment, Model
     from proxy.errors import GatewayError
     from proxy.providers import Notice
+    from proxy.routing.plan import Plan
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -121,12 +123,16 @@ class Attempt(msgspec.Struct):
     input_tokens_bound: int = 0
     output_tokens_bound: int = 0
     hold: Hold | None = None
+    asked_service_tier: str = ""
+    """What it was asked for; a provider may serve at another."""
     service_tier: str = ""
-    """What the provider says it served at (`priority`, `flex`, `batch` …), where that has a price of its own."""
+    """What the provider says it served at (`priority`, `flex`, `batch` …); "" for the standard one."""
     price_state: PriceState = "unknown"
     price_source: str = ""
     cost_nano_usd: int = 0
     usage_suspect: bool = False
+    error: str = ""
+    """Why it failed, in the words of its error."""
 
 
 class Exchange(msgspec.Struct):
@@ -157,6 +163,9 @@ class Exchange(msgspec.Struct):
     """Time spent waiting for providers; the rest of the duration is our overhead."""
     finish_reason: str = ""
     closed: bool = False
+    rate: RateLimit | None = None
+    """How the key's limit on requests stood when it let this one pass."""
+    plan: Plan | None = None
 
     @property
     def served(self) -> Attempt | None:

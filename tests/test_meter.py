@@ -114,7 +114,11 @@ async def test_a_settlement_has_the_providers_numbers_and_its_exact_price(bench:
     assert bench.offered[0][1] == bench.journal.position
     assert row.cost_nano_usd == one.cost_nano_usd == 14 * 3 + 7 * 10 + 100
     assert (row.key_id, row.key_name, row.user_id, row.team_id) == ("k1", "team key", "u1", "t1")
-    assert (row.source, row.outcome, row.price_state, row.price_source) == ("provider", "ok", "priced", "config.yaml")
+    assert (row.source, row.outcome, row.price_state) == ("provider", "ok", "priced")
+    assert PRICES.lines(row.price_source) == {
+        "input": 3_000, "cache_read": 3_000, "cache_write_5m": 3_000, "cache_write_1h": 3_000, "output": 10_000,
+        "reasoning": 10_000, "image_input": 3_000, "request": 100_000,
+    }  # fmt: skip
     assert (row.input_tokens, row.cache_read_tokens, row.output_tokens, row.reasoning_tokens) == (10, 4, 5, 2)
     assert (row.duration_ms, row.first_token_ms) == (3000, 500)
     assert row.usage_raw == '{"prompt_tokens":14}�'

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from proxy.config import Deployment, PriceOverride, Prices, Provider
 from proxy.exchange import Usage
 from proxy.metering import build_prices
-from proxy.metering.prices import MAX_REMEMBERED, TABLE, Condition, Entry, PriceBook, Tier, _entry_at, matches
+from proxy.metering.price_lines import MAX_SOURCE_CHARS, Condition, Entry, Line, entry_at
+from proxy.metering.prices import MAX_REMEMBERED, TABLE, ListedModel, PriceBook, Table, matches
 
 BOOK = PriceBook()
 NOON_MS = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp() * 1000)
@@ -38,15 +39,28 @@ def at(*moment: int) -> int:
     return int(datetime(*moment, tzinfo=UTC).timestamp() * 1000)  # type: ignore[misc, arg-type]
 
 
-def keys_of(model: types.ModelInfo) -> set[str]:
+TIERS = {
+    "": None,
+    "priority": {"service_tier": "priority"},
+    "flex": {"service_tier": "flex"},
+    "batch": {"processing": "batch"},
+}
+
+
+def values_of(model: types.ModelInfo) -> list[tuple[str, Any]]:
     listed = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
-    return {key for entry in listed for key, value in vars(entry.prices).items() if value is not None}
+    sets = [entry.prices for entry in listed] + [variant.prices for variant in model.price_variants or ()]
+    return [(key, value) for prices in sets for key, value in vars(prices).items() if value is not None]
+
+
+def keys_of(model: types.ModelInfo) -> set[str]:
+    return {key for key, _ in values_of(model)}
 
 
 def token_models() -> list[tuple[types.Provider, types.ModelInfo]]:
     """Models whose answers are priced by what our buckets can say."""
-    ours = {key for keys in build_prices.BUCKETS for key in keys} | {"requests_kcount"}
-    harmless = {"web_searches_kcount", "storage_searches_kcount", "output_citation_mtok"}
+    ours = {*build_prices.BUCKETS, "requests_kcount"}
+    harmless = {"storage_searches_kcount", "output_citation_mtok"}
     return [
         (provider, model)
         for provider in providers
@@ -58,18 +72,25 @@ def token_models() -> list[tuple[types.Provider, types.ModelInfo]]:
 
 
 def random_usage(dice: random.Random, keys: set[str]) -> Usage:
-    def some() -> int:
+    """In the buckets that the model prices, and in those that the rules price."""
+
+    def some(*needed: str) -> int:
+        if not keys.issuperset(needed):
+            return 0
         return dice.choice([0, 1, dice.randrange(100), dice.randrange(5_000), dice.randrange(400_000)])
 
     return Usage(
         input=some(),
         cache_read=some(),
         cache_write_5m=some(),
-        cache_write_1h=some(),
-        audio_input=some() if "input_audio_mtok" in keys else 0,
+        cache_write_1h=some("cache_write_1h_mtok") if "cache_write_mtok" in keys else some(),
+        audio_input=some("input_audio_mtok"),
         output=some(),
         reasoning=some(),
-        audio_output=some() if "output_audio_mtok" in keys else 0,
+        audio_output=some("output_audio_mtok"),
+        image_input=some(),
+        image_output=some("output_image_mtok"),
+        searches=some("web_searches_kcount") % 50,
     )
 
 
@@ -81,40 +102,57 @@ def as_oracle(usage: Usage, keys: set[str]) -> genai_prices.Usage:
         "cache_write_tokens": usage.cache_write_5m + usage.cache_write_1h,
         "cache_write_1h_tokens": usage.cache_write_1h,
         "output_reasoning_tokens": usage.reasoning,
+        "web_searches": usage.searches,
     }
-    if "input_audio_mtok" in keys:
-        said["input_audio_tokens"] = usage.audio_input
-    if "output_audio_mtok" in keys:
-        said["output_audio_tokens"] = usage.audio_output
+    apart = {
+        "input_audio": usage.audio_input,
+        "output_audio": usage.audio_output,
+        "input_image": usage.image_input,
+        "output_image": usage.image_output,
+    }
+    said |= {f"{name}_tokens": count for name, count in apart.items() if f"{name}_mtok" in keys}
     return genai_prices.Usage(**said)
 
 
-def test_costs_agree_with_genai_prices_within_a_nano_dollar() -> None:
+def test_five_thousand_costs_agree_with_genai_prices_within_a_nano_dollar() -> None:
     dice = random.Random(20261123)
     models = token_models()
     assert len(models) > 1500
-    checked = 0
-    for provider, model in dice.sample(models, 1500):
-        keys = keys_of(model)
+    special = [pair for pair in models if pair[1].price_variants or keys_of(pair[1]) & APART]
+    assert len(special) > 80
+    seen = dict.fromkeys(TIERS, 0)
+    for provider, model in [*dice.sample(models, 1300), *dice.choices(special, k=1200)]:
         mine = deployment(provider.id, model.id)
+        tiers = [tier for tier in BOOK.current_lines(mine) if tier in TIERS]
         for _ in range(2):
+            tier = dice.choice(tiers)
+            month = 11 if tier and dice.random() < 0.5 else dice.randrange(1, 12)
+            moment = datetime(2026, month, dice.randrange(1, 23), dice.randrange(24), 30, tzinfo=UTC)
+            prices = vars(model.get_prices(moment, TIERS[tier]))
+            keys = {key for key, value in prices.items() if value is not None}
             usage = random_usage(dice, keys)
-            moment = datetime(2026, dice.randrange(1, 12), dice.randrange(1, 28), dice.randrange(24), 30, tzinfo=UTC)
             theirs = genai_prices.calc_price(
-                as_oracle(usage, keys), model.id, provider_id=provider.id, genai_request_timestamp=moment
+                as_oracle(usage, keys),
+                model.id,
+                provider_id=provider.id,
+                genai_request_timestamp=moment,
+                price_context=TIERS[tier],
             ).total_price
-            got = BOOK.cost(mine, usage, int(moment.timestamp() * 1000))
+            got = BOOK.cost(mine, usage, int(moment.timestamp() * 1000), tier)
             # A few prices are a float's rounding error beyond a pico-dollar; over many tokens that can show.
             slack = 1 + sum(msgspec.structs.astuple(usage)) // 2000 if has_odd_price(model) else 1
             assert got.state == ("free" if theirs == 0 and got.nano_usd == 0 else "priced") or theirs == 0
-            assert abs(Decimal(got.nano_usd) - theirs * 10**9) <= slack, (provider.id, model.id, usage)
-            checked += 1
-    assert checked == 3000
+            assert abs(Decimal(got.nano_usd) - theirs * 10**9) <= slack, (provider.id, model.id, usage, tier)
+            seen[tier] += 1
+    assert sum(seen.values()) == 5000
+    assert min(seen.values()) > 100, seen
+
+
+APART = {"input_audio_mtok", "output_audio_mtok", "input_image_mtok", "output_image_mtok"}
 
 
 def has_odd_price(model: types.ModelInfo) -> bool:
-    listed = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
-    values = [value for entry in listed for value in vars(entry.prices).values()]
+    values = [value for _, value in values_of(model)]
     plain = [value for value in values if isinstance(value, Decimal)]
     tiered = [
         price
@@ -136,6 +174,8 @@ def has_odd_price(model: types.ModelInfo) -> bool:
         ("anthropic", "claude-sonnet-4-5", Usage(cache_write_1h=100_000), "0.6"),
         ("google", "gemini-2.5-pro", Usage(input=200_000), "0.25"),
         ("google", "gemini-2.5-pro", Usage(input=200_001), "0.5000025"),
+        ("anthropic", "claude-sonnet-4-5", Usage(searches=3), "0.03"),
+        ("openai", "gpt-5", Usage(image_input=1_000_000), "1.25"),
     ],
 )
 def test_prices_that_people_know(where: str, model: str, usage: Usage, dollars: str) -> None:
@@ -187,7 +227,12 @@ def test_overrides_come_first_and_a_missing_price_is_unknown() -> None:
                 "half/*": PriceOverride(input_pico_usd=2_000),
                 "flat/*": PriceOverride(input_pico_usd=0, output_pico_usd=0, request_nano_usd=50),
                 "none/*": PriceOverride(),
-                "sim/echo": PriceOverride(input_pico_usd=1_000, output_pico_usd=1_000, cache_write_pico_usd=5_000),
+                "sim/echo": PriceOverride(
+                    input_pico_usd=1_000,
+                    output_pico_usd=1_000,
+                    cache_write_pico_usd=4_000,
+                    cache_write_1h_pico_usd=5_000,
+                ),
             }
         )
     )
@@ -212,7 +257,7 @@ def test_overrides_come_first_and_a_missing_price_is_unknown() -> None:
         "sim": ("priced", 10 + 10 + 5 + 10),
     }
     assert book.cost(deployment("half", "x"), Usage(input=4), NOON_MS)[:2] == ("priced", 8)
-    assert book.cost(deployment("gpu", "x"), usage, NOON_MS).source == "config.yaml"
+    assert book.cost(deployment("gpu", "x"), usage, NOON_MS).source.startswith("config.yaml gpu/* #")
     assert book.ceiling(deployment("none", "x"), 5, 5).state == "unknown"
     assert book.ceiling(deployment("half", "x"), 5, 5).state == "unknown"
     assert book.ceiling(deployment("half", "x"), 5, 0)[:2] == ("priced", 10)
@@ -231,20 +276,27 @@ _counts = st.integers(0, 300_000)
             ("deepseek", "deepseek-chat"),
         ]
     ),
-    st.builds(Usage, _counts, _counts, _counts, _counts, _counts, _counts, _counts, _counts),
+    st.builds(Usage, _counts, _counts, _counts, _counts, st.just(0), _counts, _counts, st.just(0), _counts, st.just(0)),
     st.integers(0, 1000),
     st.integers(0, 1000),
     st.integers(NOON_MS, NOON_MS + 86_400_000),
+    st.sampled_from([("", ""), ("auto", ""), ("auto", "priority"), ("priority", "priority"), ("flex", "flex")]),
 )
 def test_no_answer_costs_more_than_its_ceiling(
-    model: tuple[str, str], usage: Usage, more_input: int, more_output: int, at_ms: int
+    model: tuple[str, str], usage: Usage, more_input: int, more_output: int, at_ms: int, tiers: tuple[str, str]
 ) -> None:
     book = PriceBook.__new__(PriceBook)
     book.__dict__.update(BOOK.__dict__, _clock=lambda: NOON_MS / 1000)
     where = deployment(*model)
-    ceiling = book.ceiling(where, usage.prompt + more_input, usage.completion + more_output)
-    cost = book.cost(where, usage, at_ms)
-    assert ceiling.state == cost.state == "priced"
+    asked, served = tiers
+    if served not in book.current_lines(where):
+        served = ""
+    ceiling = book.ceiling(where, usage.prompt + more_input, usage.completion + more_output, asked)
+    cost = book.cost(where, usage, at_ms, served)
+    assert cost.state == "priced"
+    if ceiling.state == "unknown":
+        assert asked not in ("", "auto", "flex") and asked not in book.current_lines(where)
+        return
     assert 0 <= cost.nano_usd <= ceiling.nano_usd
 
 
@@ -275,10 +327,9 @@ def test_prices_follow_dates_and_hours() -> None:
 def test_conditions_hold_around_midnight_and_the_first_price_stands_in_before_all_dates() -> None:
     night = Condition("daily", 23 * 3_600_000, 3_600_000)
     assert [night.holds(at(2026, 1, 1, hour, 30)) for hour in (22, 23, 0, 1)] == [False, True, True, False]
-    later = Entry(Condition("from", NOON_MS), (Tier(0, (1,) * 8),))
-    latest = Entry(Condition("from", NOON_MS + 1), (Tier(0, (2,) * 8),))
-    assert _entry_at((later, latest), NOON_MS - 1) is later
-    assert _entry_at((later, latest), NOON_MS + 1) is latest
+    later, latest = Entry(Condition("from", NOON_MS), ()), Entry(Condition("from", NOON_MS + 1), ())
+    assert entry_at((later, latest), NOON_MS - 1) is later
+    assert entry_at((later, latest), NOON_MS + 1) is latest
 
 
 def test_limits_of_models_are_known_where_the_table_knows_them() -> None:
@@ -337,3 +388,18 @@ def test_a_warm_price_looks_nothing_up() -> None:
     book._table = book._overrides = None  # type: ignore[assignment]
     book._listings.clear()
     assert book.cost(model, Usage(input=1), NOON_MS) == first
+
+
+def test_every_line_of_the_table_has_a_name_of_its_own() -> None:
+    table = msgspec.json.decode(gzip.decompress(TABLE.read_bytes()), type=Table)
+    book = PriceBook()
+    rates: dict[str, Line] = {}
+    for place, provider in table.providers.items():
+        for model in msgspec.json.decode(provider.models, type=tuple[ListedModel, ...]):
+            for entries in book._table_tiers(place, model).values():
+                for line in (line for entry in entries for line in entry.lines):
+                    assert line.source not in rates, line.source
+                    assert 1 <= len(line.source) <= MAX_SOURCE_CHARS
+                    rates[line.source] = line
+    assert len(rates) > 2500
+    assert any("anthropic/claude-sonnet-4-5 >200000 batch from 2026-10-14" in source for source in rates)

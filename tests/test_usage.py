@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.exchange import Usage
-from proxy.metering.usage import MAX_TOKENS, from_openai
+from proxy.metering.usage import MAX_TOKENS, from_openai, read_service_tier
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,66 @@ from proxy.metering.usage import MAX_TOKENS, from_openai
             Usage(cache_read=90, audio_input=10),
             id="cached audio is in both details, and billed as cached",
         ),
+        pytest.param(
+            {
+                "prompt_tokens": 300,
+                "completion_tokens": 90,
+                "total_tokens": 390,
+                "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 120, "audio_tokens": 30},
+                "completion_tokens_details": {"image_tokens": 60, "reasoning_tokens": 10},
+            },
+            Usage(input=150, audio_input=30, image_input=120, output=20, reasoning=10, image_output=60),
+            id="images in and out",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"cached_tokens": 8, "image_tokens": 9},
+            },
+            Usage(cache_read=8, image_input=2, output=1),
+            id="cached images are in both details, and billed as cached",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 5,
+                "completion_tokens": 2,
+                "total_tokens": 7,
+                "server_tool_use": {"web_search_requests": 3},
+            },
+            Usage(input=5, output=2, searches=3),
+            id="Anthropic's searches",
+        ),
+        pytest.param(
+            {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "num_search_queries": 4},
+            Usage(input=5, output=2, searches=4),
+            id="Perplexity's searches",
+        ),
+        pytest.param(
+            {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "searches": 1, "server_tool_use": None},
+            Usage(input=5, output=2, searches=1),
+            id="searches under their plain name",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 4 + 1_000 + 200,
+                "completion_tokens": 6,
+                "total_tokens": 1_210,
+                "prompt_tokens_details": {"cached_tokens": 1_000, "cache_write_tokens": 200},
+            },
+            Usage(input=4, cache_read=1_000, cache_write_5m=200, output=6),
+            id="Bedrock's prompt is the sum of fresh, read and written",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 7 + 50,
+                "total_tokens": 77,
+                "completion_tokens_details": {"reasoning_tokens": 50},
+            },
+            Usage(input=20, output=7, reasoning=50),
+            id="Gemini's completion is candidates and thoughts",
+        ),
     ],
 )
 def test_usage_that_is_right_is_read_exactly(said: dict[str, Any], expected: Usage) -> None:
@@ -112,6 +172,18 @@ def test_usage_that_is_right_is_read_exactly(said: dict[str, Any], expected: Usa
             id="wrong total",
         ),
         pytest.param({"prompt_tokens": 1, "prompt_tokens_details": [1]}, Usage(input=1), id="details that are none"),
+        pytest.param(
+            {"prompt_tokens": 1, "prompt_tokens_details": {"audio_tokens": 1, "image_tokens": 1}},
+            Usage(audio_input=1),
+            id="more audio and images than there was",
+        ),
+        pytest.param(
+            {"prompt_tokens": 1, "completion_tokens": 3, "completion_tokens_details": {"image_tokens": 9}},
+            Usage(input=1, image_output=3),
+            id="more images than there was",
+        ),
+        pytest.param({"prompt_tokens": 1, "server_tool_use": 7}, Usage(input=1), id="tools that are none"),
+        pytest.param({"prompt_tokens": 1, "num_search_queries": -1}, Usage(input=1), id="searches below zero"),
     ],
 )
 def test_numbers_that_cannot_be_right_are_suspect(said: dict[str, Any], expected: Usage) -> None:
@@ -123,7 +195,14 @@ _numbers = st.one_of(
 )
 _inside = st.dictionaries(
     st.sampled_from(
-        ["cached_tokens", "cache_write_tokens", "cache_write_1h_tokens", "audio_tokens", "reasoning_tokens"]
+        [
+            "cached_tokens",
+            "cache_write_tokens",
+            "cache_write_1h_tokens",
+            "audio_tokens",
+            "image_tokens",
+            "reasoning_tokens",
+        ]
     ),
     _numbers,
 )
@@ -132,7 +211,15 @@ _inside = st.dictionaries(
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "prompt_cache_hit_tokens"]
+            [
+                "prompt_tokens",
+                "completion_tokens",
+                "total_tokens",
+                "input_tokens",
+                "prompt_cache_hit_tokens",
+                "num_search_queries",
+                "searches",
+            ]
         ),
         _numbers,
     ),
@@ -146,7 +233,7 @@ def test_any_object_gives_whole_buckets_that_are_not_negative(
     assert all(type(count) is int and 0 <= count <= 3 * MAX_TOKENS for count in msgspec.structs.astuple(usage))
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=8, max_size=8))
+@given(st.lists(st.integers(0, 10**6), min_size=11, max_size=11))
 def test_buckets_written_as_openai_usage_come_back_as_they_were(counts: list[int]) -> None:
     usage = Usage(*counts)
     said = {
@@ -158,7 +245,27 @@ def test_buckets_written_as_openai_usage_come_back_as_they_were(counts: list[int
             "cache_write_tokens": usage.cache_write_5m + usage.cache_write_1h,
             "cache_write_1h_tokens": usage.cache_write_1h,
             "audio_tokens": usage.audio_input,
+            "image_tokens": usage.image_input,
         },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning, "audio_tokens": usage.audio_output},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "audio_tokens": usage.audio_output,
+            "image_tokens": usage.image_output,
+        },
+        "server_tool_use": {"web_search_requests": usage.searches},
     }
     assert from_openai(said) == (usage, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("priority", "priority"),
+        ("flex", "flex"),
+        ("batch", "batch"),
+        *[(word, "") for word in ("default", "standard", "auto", "on_demand", "")],
+        *[(nonsense, "") for nonsense in (None, 7, ["flex"], {}, "x" * 33, "fl\nex")],
+    ],
+)
+def test_a_service_tier_is_a_short_word_and_the_standard_one_needs_none(said: object, expected: str) -> None:
+    assert read_service_tier(said) == expected

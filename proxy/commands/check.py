@@ -15,6 +15,8 @@ from proxy.commands.flags import Commands, Parser, Shared, file_of
 from proxy.config import Config
 from proxy.config.load import Examined, examine
 from proxy.config.problems import Problem, Severity, text_of
+from proxy.metering.prices import PriceBook
+from proxy.metering.unpriced import unpriced
 
 Format = Literal["text", "json", "github"]
 
@@ -46,7 +48,7 @@ def examine_fully(path: Path | None, environ: Mapping[str, str]) -> Examined:
     if config is None:
         return Examined(None, problems)
     unspoken = _unspoken(config)
-    return Examined(None if unspoken else config, [*problems, *unspoken])
+    return Examined(None if unspoken else config, [*problems, *unspoken, *_unpriced(config)])
 
 
 def check(path: Path | None, environ: Mapping[str, str], *, strict: bool, form: Format) -> tuple[int, str]:
@@ -70,6 +72,23 @@ def _unspoken(config: Config) -> Sequence[Problem]:
             message = f'providers.{provider.name}: nothing here speaks the type "{provider.api}".'
             problems.append(Problem(0, 0, "error", message, config.source or "environment"))
     return problems
+
+
+def _unpriced(config: Config) -> Sequence[Problem]:
+    """Deployments that cost nobody knows what: keys with a budget cannot use them, and the bill lacks them."""
+    effect = "nobody can use it (prices.on_missing is block)"
+    if config.prices.on_missing == "warn":
+        effect = "its calls cost an unknown amount, and keys with a budget cannot use it"
+    return [
+        Problem(
+            0,
+            0,
+            "warning",
+            f"models.{models[0]}: {name} has no price: {effect}. Add it to prices.models; 0 if it is free.",
+            config.source or "environment",
+        )
+        for name, models in unpriced(config, PriceBook(config.prices))
+    ]
 
 
 def _summary(path: Path | None, config: Config | None, counts: Counter[Severity]) -> str:

@@ -161,14 +161,42 @@ class Keys(Struct, frozen=True, kw_only=True):
     static: tuple[StaticKey, ...] = ()
 
 
-class PriceOverride(Struct, frozen=True, kw_only=True):
-    """Pico-dollars a token, which are dollars per million tokens times a million. Zero is free; None is unknown."""
+class PriceRates(Struct, frozen=True, kw_only=True):
+    """
+    Pico-dollars a token, which are dollars per million tokens times a million; `search`: of one search. Zero is free;
+    None is not said, and unknown unless a rule of `proxy.metering.price_lines` says what it is billed as.
+    """
 
     input_pico_usd: int | None = None
     output_pico_usd: int | None = None
     cached_input_pico_usd: int | None = None
     cache_write_pico_usd: int | None = None
+    cache_write_1h_pico_usd: int | None = None
+    reasoning_pico_usd: int | None = None
+    audio_input_pico_usd: int | None = None
+    audio_output_pico_usd: int | None = None
+    image_input_pico_usd: int | None = None
+    image_output_pico_usd: int | None = None
+    search_pico_usd: int | None = None
+
+
+class PriceTier(PriceRates, frozen=True, kw_only=True):
+    """Holds for the whole request when its prompt has more tokens than that. What it does not say stays as below."""
+
+    above_tokens: int
+
+
+class PriceList(PriceRates, frozen=True, kw_only=True):
     request_nano_usd: int = 0
+    tiers: tuple[PriceTier, ...] = ()
+    """Lower `above_tokens` first."""
+
+
+class PriceOverride(PriceList, frozen=True, kw_only=True):
+    service_tiers: dict[str, PriceList] = {}
+    """By the provider's word (priority, flex, batch …). Each is a list of its own and takes nothing from this one."""
+    from_ms: int | None = None
+    """Holds since that moment (Unix milliseconds); before it, the table's prices. None: always."""
 
 
 class Prices(Struct, frozen=True, kw_only=True):
@@ -250,6 +278,13 @@ class Ledger(Struct, frozen=True, kw_only=True):
     batch_rows: int = 200
 
 
+class History(Struct, frozen=True, kw_only=True):
+    """The request history: what explains a request later. A log, not money."""
+
+    enabled: bool = True
+    retention_seconds: float = 2_592_000.0
+
+
 class Config(Struct, frozen=True, kw_only=True):
     server: Server = Server()
     database: Database = Database()
@@ -264,6 +299,7 @@ class Config(Struct, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
     ledger: Ledger = Ledger()
+    history: History = History()
     warnings: tuple[str, ...] = ()
     """What is worth saying and stops nothing: a provider without its variable, a model without a price."""
     off: dict[str, str] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -127,6 +128,24 @@ def dollars_per_million(node: Node) -> int:
     if amount != int(amount) or amount > _BIGINT:
         raise Wrong(f"must be dollars per million tokens in steps of 0.000001, not {node}.")
     return int(amount)
+
+
+def dollars_per_thousand(node: Node) -> int:
+    """Dollars per thousand as pico-dollars of one."""
+    amount = _decimal(node) * 10**9
+    if amount != int(amount) or amount > _BIGINT:
+        raise Wrong(f"must be dollars per thousand in steps of 0.000000001, not {node}.")
+    return int(amount)
+
+
+def day(node: Node) -> int:
+    """The beginning of a day, in UTC, as Unix milliseconds."""
+    text = node.text if isinstance(node, ScalarNode) else ""
+    try:
+        moment = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise Wrong(f"must be a day like 2026-12-01 (it begins at midnight, UTC), not {node}.") from None
+    return int(moment.timestamp()) * 1000
 
 
 def texts(node: Node) -> tuple[str, ...]:

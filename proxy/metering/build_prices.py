@@ -1,8 +1,8 @@
 """
 Writes prices.json.gz: `python -m proxy.metering.build_prices`, with the dev extra installed.
 
-The prices are genai-prices' (Pydantic, MIT), flattened: each set of prices becomes, per tier, one price for each bucket
-of `Usage`, with what a provider does not price separately resolved to what it bills instead. Prices are
+The prices are genai-prices' (Pydantic, MIT), flattened: each set of prices becomes, per length of the prompt, one price
+for each bucket of `Usage`, or null; each service tier with prices of its own becomes a set of its own. Prices are
 pico-dollars per token: a dollar per million tokens is 1,000,000 of them, and no price in the table is lost to rounding.
 """
 
@@ -13,7 +13,7 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,30 @@ TARGET = Path(__file__).with_name("prices.json.gz")
 PICO_PER_USD_PER_MILLION = 1_000_000
 PICO_PER_USD_PER_THOUSAND = 1_000_000_000
 
-# For each bucket, in the order of `Usage`: the price keys that apply, best first.
+# For each bucket, in the order of `Usage`: its own price. What is billed as something else is proxy.metering's affair.
 BUCKETS = (
-    ("input_mtok",),
-    ("cache_read_mtok", "input_mtok"),
-    ("cache_write_5m_mtok", "cache_write_mtok", "input_mtok"),
-    ("cache_write_1h_mtok", "cache_write_mtok", "input_mtok"),
-    ("input_audio_mtok", "input_mtok"),
-    ("output_mtok",),
-    ("output_reasoning_mtok", "output_mtok"),
-    ("output_audio_mtok", "output_mtok"),
+    "input_mtok",
+    "cache_read_mtok",
+    "cache_write_mtok",
+    "cache_write_1h_mtok",
+    "input_audio_mtok",
+    "output_mtok",
+    "output_reasoning_mtok",
+    "output_audio_mtok",
+    "input_image_mtok",
+    "output_image_mtok",
+    "web_searches_kcount",
 )
+# The contexts of variants that an answer tells us of, by our name for them. `default` is the standard price again;
+# routes and kinds of search are nothing that an answer's service_tier says.
+SERVICE_TIERS = {
+    ("service_tier", "priority"),
+    ("service_tier", "flex"),
+    ("service_tier", "fast"),
+    ("processing", "batch"),
+    ("speed", "fast"),
+}
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 # What the models' own pages call their maximum output, which genai-prices does not know:
 # docs.claude.com/en/docs/about-claude/models/overview, platform.openai.com/docs/models,
@@ -78,10 +91,13 @@ def flatten_prices(price: types.ModelPrice) -> list[list[Any]]:
     per_request = round(_at(request, 0) * PICO_PER_USD_PER_THOUSAND)
     tiers = []
     for start in (-1, *sorted(starts)):
-        found = [next((known[key] for key in keys if key in known), None) for keys in BUCKETS]
-        rates = [None if value is None else round(_at(value, start + 1) * PICO_PER_USD_PER_MILLION) for value in found]
+        rates = [round(_at(known[key], start + 1) * _unit(key)) if key in known else None for key in BUCKETS]
         tiers.append([max(start, 0), rates, per_request])
     return tiers
+
+
+def _unit(key: str) -> int:
+    return PICO_PER_USD_PER_THOUSAND if key.endswith("_kcount") else PICO_PER_USD_PER_MILLION
 
 
 def _at(value: Decimal | types.TieredPrices, tokens: int) -> Decimal:
@@ -102,17 +118,50 @@ def flatten_condition(constraint: object) -> list[Any] | None:
 
 
 def flatten_model(model: types.ModelInfo) -> dict[str, Any]:
-    listed = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
+    # Listed without a price, and free by its name: elsewhere no price means that nobody knows.
+    free = model.id.endswith(":free")
+    prices = [[None, [[0, [0] * (len(BUCKETS) - 1) + [None], 0]]]]
+    if not free:
+        prices = [[flatten_condition(entry.constraint), flatten_prices(entry.prices)] for entry in _listed(model)]
     return {
         "id": model.id,
         "match": flatten_clause(model.match),
         "context_window": model.context_window,
         "max_output_tokens": next((n for pattern, n in MAX_OUTPUT_TOKENS if pattern.search(model.id)), None),
-        "prices": [[flatten_condition(entry.constraint), flatten_prices(entry.prices)] for entry in listed]
-        # Listed without a price, and free by its name: elsewhere no price means that nobody knows.
-        if not model.id.endswith(":free")
-        else [[None, [[0, [0] * len(BUCKETS), 0]]]],
+        "prices": prices,
+        "service_tiers": {} if free else flatten_service_tiers(model),
     }
+
+
+def flatten_service_tiers(model: types.ModelInfo) -> dict[str, Any]:
+    """
+    The prices of each service tier over the whole of time. Where a variant says nothing, or not yet, the standard price
+    counts; so it changes with that one, too.
+    """
+    wanted = sorted({pair for variant in model.price_variants or () for pair in variant.when.items()} & SERVICE_TIERS)
+    tiers = {}
+    for name, value in wanted:
+        when = {name: value}
+        variants = [variant for variant in model.price_variants or () if variant.when == when]
+        days: set[date] = set()
+        constraints = [one.constraint for one in _listed(model)] + [one.constraint for one in variants]
+        for constraint in constraints:
+            if isinstance(constraint, types.TimeOfDateConstraint):
+                raise ValueError(f"{model.id}: prices by the hour and by the service tier at once")
+            if constraint is not None:
+                days.add(constraint.start_date)
+        entries: list[list[Any]] = [[None, flatten_prices(model.get_prices(LONG_AGO, when))]]
+        for day in sorted(days):
+            moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
+            prices = flatten_prices(model.get_prices(moment, when))
+            if prices != entries[-1][1]:
+                entries.append([["from", int(moment.timestamp() * 1000), 0], prices])
+        tiers[value] = entries
+    return tiers
+
+
+def _listed(model: types.ModelInfo) -> list[types.ConditionalPrice]:
+    return model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
 
 
 def build(day: str) -> bytes:

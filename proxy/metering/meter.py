@@ -15,7 +15,8 @@ import msgspec
 
 from proxy.exchange import Attempt, Exchange, Usage
 from proxy.metering.journal import Journal
-from proxy.metering.prices import Price, PriceBook
+from proxy.metering.price_lines import Price
+from proxy.metering.prices import PriceBook
 from proxy.metering.segments import SETTLE, Position
 from proxy.metering.tokens import TOKENIZER, Tokenizer
 from proxy.storage.ledger import LedgerRow
@@ -52,6 +53,9 @@ class Meter:
         self.on_closed = list(on_closed)
         self.prices = prices
         """Replaced when a new configuration takes over."""
+        self.dispatched_total = 0
+        self.settled_total = 0
+        """Of those dispatched: the difference is what is open in the journal."""
         self._journal = journal
         self._worker_id = journal.worker_id.bytes
         self._offer = offer
@@ -65,13 +69,16 @@ class Meter:
         """
         if attempt.dispatched or attempt.settled:
             return
-        price = self.prices.ceiling(attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound)
+        price = self.prices.ceiling(
+            attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
+        )
         if attempt.hold is not None:
             price = Price(price.state, attempt.hold.nano_usd, price.source)
         usage = Usage(attempt.input_tokens_bound, output=attempt.output_tokens_bound)
         row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
         self._journal.append_dispatch((exchange.id, attempt.number), _encode(row))
         attempt.dispatched = True
+        self.dispatched_total += 1
 
     def progress(self, exchange: Exchange, attempt: Attempt, said: Usage | None) -> None:
         """
@@ -84,7 +91,7 @@ class Meter:
         attempt.noted_parts += len(new)
         attempt.noted_tokens += self._tokenizer.count("".join(new))
         usage = _at_least(attempt, said, attempt.noted_tokens)
-        price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms)
+        price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms, attempt.service_tier)
         row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
         self._journal.append_progress(_encode(row))
 
@@ -132,7 +139,7 @@ class Meter:
 
     def _write_down(self, exchange: Exchange, attempt: Attempt) -> None:
         usage = self._usage(attempt)
-        price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms)
+        price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms, attempt.service_tier)
         if attempt.source == "none":
             # a refusal before any work is not billed, not even where a request has a price of its own
             price = price._replace(nano_usd=0)
@@ -145,6 +152,7 @@ class Meter:
         record = _encode(row)
         position = self._journal.append(SETTLE, record)
         self._journal.close_dispatch((exchange.id, attempt.number))
+        self.settled_total += 1
         self._offer(record, position)
 
     def _usage(self, attempt: Attempt) -> Usage:

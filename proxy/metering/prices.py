@@ -1,9 +1,8 @@
 """
-What an answer costs, in integers. A price is known, or free, or unknown; unknown is never zero in disguise.
+What an answer costs. A price is known, or free, or unknown; unknown is never zero in disguise.
 
-Inside, prices are pico-dollars per token; a cost is summed exactly and rounded half up to nano-dollars once. What a
-deployment costs is looked up once and remembered: by the operator's override, else in the table of the provider that
-its name, its address or its API points to.
+What a deployment costs is looked up once and remembered: by the operator's override, else in the table of the provider
+that its name, its address or its API points to. `price_lines` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -11,14 +10,34 @@ from __future__ import annotations
 import gzip
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from proxy.config import Deployment, PriceOverride, Prices, Provider
-from proxy.exchange import PriceState, Usage
+from proxy.exchange import Usage
+from proxy.metering.price_lines import (
+    BUCKETS,
+    Condition,
+    Entries,
+    Entry,
+    Line,
+    Price,
+    Rates,
+    ceiling_of,
+    described,
+    entry_at,
+    line_for,
+    make_line,
+    price_of,
+    source_of,
+)
+from proxy.metering.price_overrides import overridden
+from proxy.metering.usage import STANDARD_TIERS
+from proxy.storage.postgres import Database
+from proxy.storage.prices import write_lines
 
 TABLE = Path(__file__).with_name("prices.json.gz")
 FREE_APIS = frozenset({"sim"})
@@ -36,57 +55,31 @@ OTHER_NAMES = {
     "fireworks-ai": "fireworks",
     "moonshot": "moonshotai",
 }
+AUTO_TIERS = ("", "priority")
+"""What may be served where `auto` is asked for, as far as it costs more than the standard tier."""
+CHEAP_TIERS = frozenset({"flex", "batch"})
+"""These never cost more than the standard tier, so that its price is a ceiling where they have none of their own."""
 MAX_REMEMBERED = 4096
-PICO_PER_NANO = 1000
-DAY_MS = 86_400_000
 
 _COMPACT_DATE = re.compile(r"-(20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")
 
-Rates = tuple[int | None, ...]
-"""Pico-dollars per token for each bucket, in the order of `Usage`."""
 
-
-class Price(NamedTuple):
-    """Where the state is `unknown`, `nano_usd` is the part that could be priced: a lower bound."""
-
-    state: PriceState
-    nano_usd: int
-    source: str
-
-
-class Tier(msgspec.Struct, frozen=True, array_like=True):
-    """Holds for the whole request when it has more prompt tokens than `above`."""
-
+class ListedLine(msgspec.Struct, frozen=True, array_like=True):
     above: int
     rates: Rates
-    request: int = 0
+    request: int
 
 
-class Condition(msgspec.Struct, frozen=True, array_like=True):
-    """`from`: since that millisecond of time. `daily`: between those milliseconds of the UTC day."""
-
-    kind: str
-    start: int
-    end: int = 0
-
-    def holds(self, at_ms: int) -> bool:
-        if self.kind == "from":
-            return at_ms >= self.start
-        now = at_ms % DAY_MS
-        if self.end < self.start:
-            return now >= self.start or now < self.end
-        return self.start <= now < self.end
-
-
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class ListedEntry(msgspec.Struct, frozen=True, array_like=True):
     condition: Condition | None
-    tiers: tuple[Tier, ...]
+    lines: tuple[ListedLine, ...]
 
 
 class ListedModel(msgspec.Struct, frozen=True):
     id: str
     match: list[Any]
-    prices: tuple[Entry, ...]
+    prices: tuple[ListedEntry, ...]
+    service_tiers: dict[str, tuple[ListedEntry, ...]] = {}
     context_window: int | None = None
     max_output_tokens: int | None = None
 
@@ -108,21 +101,12 @@ class Known(NamedTuple):
     """What is known of one deployment. It holds the deployment, so that its id() stays its own."""
 
     deployment: Deployment
-    entries: tuple[Entry, ...]
-    source: str
-    context_window: int | None
-    max_output_tokens: int | None
-    dearest: Dearest | None = None
-    """The worst rates, where they depend on neither time nor length."""
-
-
-class Dearest(NamedTuple):
-    """Pico-dollars: of an input token, an output token, a request."""
-
-    input: int
-    output: int
-    request: int
-    state: PriceState
+    tiers: dict[str, Entries]
+    """By service tier; "" is the standard one. Without that one nothing is known."""
+    standard: tuple[Line, ...] = ()
+    """The standard tier's lines, where they do not depend on the time."""
+    context_window: int | None = None
+    max_output_tokens: int | None = None
 
 
 class PriceBook:
@@ -132,45 +116,65 @@ class PriceBook:
         self._overrides: Mapping[str, PriceOverride] = (overrides or Prices()).models
         self._clock = clock
         self._table = msgspec.json.decode(gzip.decompress(TABLE.read_bytes()), type=Table)
+        self._book = f"{self._table.source} ({self._table.date})"
         self._listings: dict[str, tuple[ListedModel, ...]] = {}
         self._known: dict[int, Known] = {}
+        self._lines: dict[str, Line] = {}
+        self._unwritten: dict[str, Line] = {}
+        """Lines that may be in the ledger by now, and not yet in the database."""
 
-    def cost(self, deployment: Deployment, usage: Usage, at_ms: int) -> Price:
-        """What this usage costs at that time (Unix milliseconds)."""
-        known = self._known.get(id(deployment)) or self._look_up(deployment)
-        entries = known.entries
-        if not entries:
-            return Price("unknown", 0, known.source)
-        tiers = (entries[0] if len(entries) == 1 else _entry_at(entries, at_ms)).tiers
-        tier = tiers[0] if len(tiers) == 1 else _tier_for(tiers, usage.prompt)
-        return _price(tier, usage, known.source)
+    @property
+    def date(self) -> str:
+        """The day of the table that comes with the package."""
+        return self._table.date
 
-    def ceiling(self, deployment: Deployment, input_tokens: int, output_tokens: int) -> Price:
+    def cost(self, deployment: Deployment, usage: Usage, at_ms: int, service_tier: str = "") -> Price:
+        """What this usage costs at that time (Unix milliseconds), served at that tier."""
+        known = self._known.get(id(deployment)) or self._look_up(deployment)
+        lines = known.standard
+        if service_tier or not lines:
+            return _cost_of_any(known.tiers, usage, at_ms, service_tier)
+        line = lines[0]
+        if len(lines) > 1:
+            prompt_tokens = usage.prompt
+            for longer in lines:
+                if prompt_tokens > longer.above:
+                    line = longer
+        return price_of(line, usage)
+
+    def ceiling(self, deployment: Deployment, input_tokens: int, output_tokens: int, service_tier: str = "") -> Price:
         """
-        The most that an answer with so many tokens could cost now, however its prompt is cached and whatever its
-        tokens are. `unknown`: nothing can be promised.
+        The most that an answer with so many tokens could cost now, however its prompt is cached and whatever its tokens
+        are, where that tier was asked for. `unknown`: nothing can be promised.
         """
         known = self._known.get(id(deployment)) or self._look_up(deployment)
-        if known.dearest is not None:
-            into, out, request, state = known.dearest
-            most = input_tokens * into + output_tokens * out + request
-            return Price(state, -(-most // PICO_PER_NANO), known.source)
-        if not known.entries:
-            return Price("unknown", 0, known.source)
-        entries = [_entry_at(known.entries, int(self._clock() * 1000))]
-        entries += [entry for entry in known.entries if entry.condition and entry.condition.kind == "daily"]
-        most = 0
-        for entry in entries:
-            for tier in entry.tiers:
-                if tier.above and tier.above >= input_tokens:
-                    continue
-                if tier.rates[0] is None or (tier.rates[5] is None and output_tokens):
-                    return Price("unknown", 0, known.source)
-                dearest_input = max(rate or 0 for rate in tier.rates[:5])
-                dearest_output = max(rate or 0 for rate in tier.rates[5:])
-                most = max(most, input_tokens * dearest_input + output_tokens * dearest_output + tier.request)
-        free = all(_is_free(tier) for entry in entries for tier in entry.tiers)
-        return Price("free" if free else "priced", -(-most // PICO_PER_NANO), known.source)
+        lines: Sequence[Line] = known.standard
+        if service_tier or not lines:
+            lines = list(self._current(known, _possible_tiers(known.tiers, service_tier)))
+        return ceiling_of(lines, input_tokens, output_tokens)
+
+    def current_lines(self, deployment: Deployment) -> dict[str, list[Line]]:
+        """What counts now, by service tier; for every hour of the day. Nothing: the price is unknown."""
+        known = self._known.get(id(deployment)) or self._look_up(deployment)
+        found = {tier: list(self._current(known, [tier])) for tier in known.tiers}
+        return {tier: lines for tier, lines in found.items() if lines}
+
+    def lines(self, source: str) -> dict[str, int] | None:
+        """The pico-dollars of a line by bucket, and of a request; None: no deployment seen by now uses such a line."""
+        line = self._lines.get(source)
+        return described(line) if line is not None else None
+
+    async def write_new_lines(self, db: Database) -> None:
+        """
+        Writes the lines that this book may have used since it was last asked. Raises GatewayFault; they are then
+        written the next time.
+        """
+        lines, self._unwritten = self._unwritten, {}
+        try:
+            await write_lines(db, {source: described(line) for source, line in lines.items()})
+        except BaseException:
+            self._unwritten |= lines
+            raise
 
     def max_output_tokens(self, deployment: Deployment) -> int | None:
         """The model's own maximum, if the table knows it."""
@@ -185,38 +189,74 @@ class PriceBook:
         name = self._provider_name(provider)
         return tuple(model.id for model in self._listing(name)) if name is not None else ()
 
+    def _current(self, known: Known, tiers: list[str]) -> Iterator[Line]:
+        now_ms = int(self._clock() * 1000)
+        for tier in tiers:
+            entries = known.tiers.get(tier, ())
+            if entries:
+                yield from entry_at(entries, now_ms).lines
+            for entry in entries:
+                if entry.condition and entry.condition.kind == "daily" and not entry.condition.holds(now_ms):
+                    yield from entry.lines
+
     def _look_up(self, deployment: Deployment) -> Known:
-        listed = self._listed(deployment)
+        place, listed = self._listed(deployment)
+        tiers = self._table_tiers(place, listed) if listed is not None else {}
+        pattern = next((p for p in (deployment.name, f"{deployment.provider.name}/*") if p in self._overrides), None)
+        if pattern is not None:
+            tiers = overridden(tiers, self._overrides[pattern], pattern)
+        elif deployment.provider.api in FREE_APIS or deployment.provider.name in FREE_APIS:
+            tiers = {"": FREE}
+        standard = tiers.get("", ())
         known = Known(
             deployment,
-            listed.prices if listed and _has_price(listed.prices) else (),
-            f"{self._table.source} ({self._table.date})" if listed else "",
+            tiers,
+            standard[0].lines if len(standard) == 1 and standard[0].condition is None else (),
             listed.context_window if listed else None,
             listed.max_output_tokens if listed else None,
         )
-        override = self._overrides.get(deployment.name) or self._overrides.get(f"{deployment.provider.name}/*")
-        if override is not None:
-            known = known._replace(entries=_override_entries(override), source="config.yaml")
-        elif deployment.provider.api in FREE_APIS or deployment.provider.name in FREE_APIS:
-            known = known._replace(entries=FREE, source="simulated")
-        known = known._replace(dearest=_dearest(known.entries))
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()
+            self._lines = dict(self._unwritten)
         self._known[id(deployment)] = known
+        for entries in tiers.values():
+            for line in (line for entry in entries for line in entry.lines if line.source not in self._lines):
+                self._lines[line.source] = self._unwritten[line.source] = line
         return known
 
-    def _listed(self, deployment: Deployment) -> ListedModel | None:
+    def _table_tiers(self, place: str, model: ListedModel) -> dict[str, Entries]:
+        """Nothing, where a model is listed without a price for tokens: those of audio hours, pages, characters."""
+        token_rates = (rate for entry in model.prices for line in entry.lines for rate in line.rates[:-1])
+        if all(rate is None for rate in token_rates):
+            return {}
+        name = f"{place}/{model.id}"
+        return {
+            tier: tuple(
+                Entry(
+                    entry.condition,
+                    tuple(
+                        make_line(source_of(self._book, name, line.above, tier, entry.condition), *_args(line))
+                        for line in entry.lines
+                    ),
+                )
+                for entry in entries
+            )
+            for tier, entries in {"": model.prices, **model.service_tiers}.items()
+        }
+
+    def _listed(self, deployment: Deployment) -> tuple[str, ListedModel | None]:
+        """The model, and under which provider it was found."""
         name = self._provider_name(deployment.provider)
         if name is None:
-            return None
+            return "", None
         wanted = deployment.model.lower()
         places = (name, *self._table.providers[name].fallbacks)
         for spelling in dict.fromkeys((wanted, _COMPACT_DATE.sub(r"-\1-\2-\3", wanted))):
             for place in places:
                 for model in self._listing(place):
                     if matches(model.match, spelling):
-                        return model
-        return None
+                        return place, model
+        return "", None
 
     def _listing(self, name: str) -> tuple[ListedModel, ...]:
         if name not in self._listings:
@@ -252,78 +292,37 @@ def matches(clause: list[Any], text: str) -> bool:
     return text.startswith(value.lower()) if kind == "starts_with" else text.endswith(value.lower())
 
 
-FREE = (Entry(None, (Tier(0, (0,) * 8),)),)
+FREE: Entries = (Entry(None, (make_line("simulated", 0, (0,) * len(BUCKETS)),)),)
 
 
-def _entry_at(entries: tuple[Entry, ...], at_ms: int) -> Entry:
-    """The last one whose condition holds; the first, if none does."""
-    for entry in reversed(entries):
-        if entry.condition is None or entry.condition.holds(at_ms):
-            return entry
-    return entries[0]
+def _cost_of_any(tiers: Mapping[str, Entries], usage: Usage, at_ms: int, service_tier: str) -> Price:
+    tier = "" if service_tier in STANDARD_TIERS else service_tier
+    line = _line_at(tiers.get(tier, ()), usage.prompt, at_ms)
+    if line is not None:
+        return price_of(line, usage)
+    line = _line_at(tiers.get("", ()), usage.prompt, at_ms)
+    if line is None:
+        return Price("unknown", 0, "")
+    price = price_of(line, usage)
+    # Nobody knows what that tier costs. The standard price is a guess, for budgets; what is free is so at any tier.
+    return price if line.state == "free" else price._replace(state="unknown")
 
 
-def _tier_for(tiers: tuple[Tier, ...], prompt_tokens: int) -> Tier:
-    for tier in reversed(tiers):
-        if prompt_tokens > tier.above:
-            return tier
-    return tiers[0]
+def _line_at(entries: Entries, prompt_tokens: int, at_ms: int) -> Line | None:
+    return line_for(entry_at(entries, at_ms), prompt_tokens) if entries else None
 
 
-def _price(tier: Tier, usage: Usage, source: str) -> Price:
-    into, read, write_5m, write_1h, audio_in, out, reasoning, audio_out = tier.rates
-    state: PriceState = "priced"
-    try:
-        # Almost every tier prices every bucket, and written out this takes half a microsecond. A None raises.
-        pico = (
-            usage.input * into  # type: ignore[operator]
-            + usage.cache_read * read  # type: ignore[operator]
-            + usage.cache_write_5m * write_5m  # type: ignore[operator]
-            + usage.cache_write_1h * write_1h  # type: ignore[operator]
-            + usage.audio_input * audio_in  # type: ignore[operator]
-            + usage.output * out  # type: ignore[operator]
-            + usage.reasoning * reasoning  # type: ignore[operator]
-            + usage.audio_output * audio_out  # type: ignore[operator]
-        )
-    except TypeError:
-        billed = [
-            (count, rate) for count, rate in zip(msgspec.structs.astuple(usage), tier.rates, strict=False) if count
-        ]
-        pico = sum(count * rate for count, rate in billed if rate is not None)
-        if any(rate is None for _, rate in billed):
-            state = "unknown"
-    pico += tier.request
-    if pico == 0 and state == "priced" and _is_free(tier):
-        state = "free"
-    return Price(state, (pico + PICO_PER_NANO // 2) // PICO_PER_NANO, source)
+def _possible_tiers(tiers: Mapping[str, Entries], asked: str) -> list[str]:
+    """What may be served where that tier was asked for; a provider may always fall back on the standard one."""
+    if asked == "auto":
+        return [tier for tier in AUTO_TIERS if tier in tiers]
+    if asked in STANDARD_TIERS or (asked not in tiers and asked in CHEAP_TIERS):
+        return [""]
+    if asked in tiers:
+        return ["", asked]
+    free = all(line.state == "free" for entry in tiers.get("", ()) for line in entry.lines)
+    return [""] if free else []
 
 
-def _dearest(entries: tuple[Entry, ...]) -> Dearest | None:
-    if len(entries) != 1 or entries[0].condition is not None or len(entries[0].tiers) != 1:
-        return None
-    tier = entries[0].tiers[0]
-    if tier.above or tier.rates[0] is None or tier.rates[5] is None:
-        return None
-    state: PriceState = "free" if _is_free(tier) else "priced"
-    into = max(rate or 0 for rate in tier.rates[:5])
-    return Dearest(into, max(rate or 0 for rate in tier.rates[5:]), tier.request, state)
-
-
-def _is_free(tier: Tier) -> bool:
-    return tier.request == 0 and not any(tier.rates) and tier.rates[0] == 0
-
-
-def _has_price(entries: tuple[Entry, ...]) -> bool:
-    """Some models are listed without a price for tokens: those of audio hours, pages, characters."""
-    return any(rate is not None for entry in entries for tier in entry.tiers for rate in tier.rates)
-
-
-def _override_entries(override: PriceOverride) -> tuple[Entry, ...]:
-    read, written, into = override.cached_input_pico_usd, override.cache_write_pico_usd, override.input_pico_usd
-    read = into if read is None else read
-    written = into if written is None else written
-    out = override.output_pico_usd
-    rates = (into, read, written, written, into, out, out, out)
-    if all(rate is None for rate in rates) and not override.request_nano_usd:
-        return ()
-    return (Entry(None, (Tier(0, rates, override.request_nano_usd * PICO_PER_NANO),)),)
+def _args(line: ListedLine) -> tuple[int, Rates, int]:
+    return line.above, line.rates, line.request

@@ -17,6 +17,10 @@ from proxy.exchange import Usage
 MAX_TOKENS = 10**15
 """Beyond this a number is a mistake; below it, every sum and every price fits the database's 64 bits."""
 
+STANDARD_TIERS = frozenset({"", "default", "standard", "standard_only", "auto", "on_demand"})
+"""What providers call the tier that needs no name: OpenAI, Anthropic, Groq. In an answer, `auto` says no more."""
+MAX_TIER_CHARS = 32
+
 _NOTHING: Mapping[str, Any] = {}
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
@@ -27,11 +31,13 @@ class _Inside(msgspec.Struct):
     cache_write_tokens: _Count | None = None
     cache_write_1h_tokens: _Count | None = None
     audio_tokens: _Count | None = None
+    image_tokens: _Count | None = None
 
 
 class _Outside(msgspec.Struct):
     reasoning_tokens: _Count | None = None
     audio_tokens: _Count | None = None
+    image_tokens: _Count | None = None
 
 
 class _Plain(msgspec.Struct):
@@ -43,6 +49,9 @@ class _Plain(msgspec.Struct):
     prompt_tokens_details: _Inside | None = None
     completion_tokens_details: _Outside | None = None
     prompt_cache_hit_tokens: None = None
+    server_tool_use: None = None
+    num_search_queries: None = None
+    searches: None = None
 
 
 _INSIDE = _Inside()
@@ -70,10 +79,11 @@ def _read_plain(usage: Mapping[str, Any]) -> Usage | None:
     prompt, completion = plain.prompt_tokens, plain.completion_tokens
     cached, written, audio_in = inside.cached_tokens or 0, inside.cache_write_tokens or 0, inside.audio_tokens or 0
     reasoning, audio_out = outside.reasoning_tokens or 0, outside.audio_tokens or 0
-    left, said = prompt - cached - written - audio_in, completion - reasoning - audio_out
+    image_in, image_out = inside.image_tokens or 0, outside.image_tokens or 0
+    left, said = prompt - cached - written - audio_in - image_in, completion - reasoning - audio_out - image_out
     if plain.total_tokens != prompt + completion or left < 0 or said < 0 or inside.cache_write_1h_tokens:
         return None
-    return Usage(left, cached, written, 0, audio_in, said, reasoning, audio_out)
+    return Usage(left, cached, written, 0, audio_in, said, reasoning, audio_out, image_in, image_out)
 
 
 def _read_any(usage: Mapping[str, Any]) -> tuple[Usage, bool]:
@@ -88,9 +98,9 @@ def _read_any(usage: Mapping[str, Any]) -> tuple[Usage, bool]:
         cached = reader.count(usage, "prompt_cache_hit_tokens")
     written = reader.count(inside, "cache_write_tokens")
     written_1h = reader.count(inside, "cache_write_1h_tokens")
-    audio_in = reader.count(inside, "audio_tokens")
+    audio_in, image_in = reader.count(inside, "audio_tokens"), reader.count(inside, "image_tokens")
     reasoning = reader.count(outside, "reasoning_tokens")
-    audio_out = reader.count(outside, "audio_tokens")
+    audio_out, image_out = reader.count(outside, "audio_tokens"), reader.count(outside, "image_tokens")
 
     total = reader.count(usage, "total_tokens") if usage.get("total_tokens") is not None else prompt + completion
     if reasoning and total == prompt + completion + reasoning:
@@ -98,7 +108,9 @@ def _read_any(usage: Mapping[str, Any]) -> tuple[Usage, bool]:
         completion += reasoning
     elif total != prompt + completion:
         reader.suspect = True
-    if cached + written > prompt or written_1h > written or audio_in > prompt or reasoning + audio_out > completion:
+    if cached + written > prompt or written_1h > written or audio_in + image_in > prompt:
+        reader.suspect = True
+    if reasoning + audio_out + image_out > completion:
         reader.suspect = True
     if not reader.found:
         reader.suspect = True
@@ -109,23 +121,45 @@ def _read_any(usage: Mapping[str, Any]) -> tuple[Usage, bool]:
     written = min(written, left)
     written_1h = min(written_1h, written)
     left -= written
-    # Cached audio is in both of its details, so audio may claim more than is left without being wrong.
+    # Cached audio is in both of its details, so audio may claim more than is left without being wrong; images, too.
     audio_in = min(audio_in, left)
+    image_in = min(image_in, left - audio_in)
     reasoning = min(reasoning, completion)
     audio_out = min(audio_out, completion - reasoning)
+    image_out = min(image_out, completion - reasoning - audio_out)
     return (
         Usage(
-            input=left - audio_in,
+            input=left - audio_in - image_in,
             cache_read=cached,
             cache_write_5m=written - written_1h,
             cache_write_1h=written_1h,
             audio_input=audio_in,
-            output=completion - reasoning - audio_out,
+            output=completion - reasoning - audio_out - image_out,
             reasoning=reasoning,
             audio_output=audio_out,
+            image_input=image_in,
+            image_output=image_out,
+            searches=_searches(reader),
         ),
         reader.suspect,
     )
+
+
+def _searches(reader: _Reader) -> int:
+    """The first place that counts any: Anthropic's (OpenRouter has it too), Perplexity's, a plain one."""
+    tools = reader.details("server_tool_use")
+    return (
+        reader.count(tools, "web_search_requests")
+        or reader.count(reader.usage, "num_search_queries")
+        or reader.count(reader.usage, "searches")
+    )
+
+
+def read_service_tier(said: object) -> str:
+    """What a provider says it served at; "" for the standard tier, and for what is no name of one."""
+    if not isinstance(said, str) or said in STANDARD_TIERS or len(said) > MAX_TIER_CHARS or not said.isprintable():
+        return ""
+    return said
 
 
 class _Reader:

@@ -110,7 +110,8 @@ class StreamDecoder:
         chunks: list[Chunk] = []
         for choice in native.get("choices") or ():
             chunks += self._choice(choice)
-        return chunks
+        tier = native.get("service_tier")
+        return [{**chunk, "service_tier": tier} for chunk in chunks] if tier is not None else chunks
 
     def _end(self) -> list[Chunk]:
         if not self._out.begun:

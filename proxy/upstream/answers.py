@@ -16,7 +16,7 @@ import msgspec
 from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
-from proxy.metering.usage import from_openai
+from proxy.metering.usage import from_openai, read_service_tier
 from proxy.providers import Event, Notice
 from proxy.providers.faults import bad_response
 from proxy.upstream.connections import Response
@@ -48,6 +48,7 @@ class Choice(msgspec.Struct):
 
 _decode_choices = msgspec.json.Decoder(list[Choice]).decode
 _decode_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
+_decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -75,6 +76,13 @@ class WholeAnswer:
         except msgspec.DecodeError:
             raise bad_response("The provider's usage is not a JSON object.") from None
         return self.usage
+
+    def read_service_tier(self) -> str:
+        """The tier that the answer says it was served at; "" for the standard one."""
+        if self.fields is None:
+            return read_service_tier((self.completion or {}).get("service_tier"))
+        raw = self.fields.get("service_tier")
+        return read_service_tier(_decode_any(raw)) if raw is not None else ""
 
     def choices(self) -> list[Choice]:
         """Raises UpstreamError if they are not choices."""
@@ -175,6 +183,7 @@ class AnswerStream:
             self.attempt.outcome = "caller_cancelled"
         else:
             self.attempt.outcome = error.error_type if isinstance(error, GatewayError) else "gateway_internal"
+            self.attempt.error = error.message if isinstance(error, GatewayError) else ""
             if self._opened and isinstance(error, UpstreamError):
                 self._failed(self.deployment, error)  # too late for anybody else to serve, but not to let it rest
         if self.attempt.usage is None:
@@ -229,3 +238,6 @@ def remember_usage(exchange: Exchange, attempt: Attempt, usage: dict[str, Any], 
     attempt.usage, attempt.usage_suspect = from_openai(usage)
     attempt.usage_raw = raw or _encode(usage)
     attempt.source = "drained" if exchange.client_left else "provider"
+    # Where an API speaks of the tier inside its usage, the translator leaves it there.
+    if "service_tier" in usage:
+        attempt.service_tier = read_service_tier(usage["service_tier"])

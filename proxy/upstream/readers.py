@@ -16,6 +16,7 @@ import msgspec
 from proxy.dialects.openai import DONE, Envelope
 from proxy.errors import StreamTruncated
 from proxy.exchange import Attempt
+from proxy.metering.usage import read_service_tier
 from proxy.providers import Chunk, Event, Json, StreamDecoder, Translator
 
 
@@ -68,6 +69,7 @@ class TapChoice(msgspec.Struct):
 class TapChunk(msgspec.Struct):
     choices: list[TapChoice] | None = None
     usage: dict[str, Any] | None = None
+    service_tier: Any = None
     error: Any = None
 
 
@@ -86,6 +88,7 @@ class PassReader:
         self._envelope = envelope
         self._asked_usage = asked_usage
         self._usage_frame = b""
+        self._service_tier: Any = None
         self.done = False
         self.content = False
         self.usage: dict[str, Any] | None = None
@@ -103,6 +106,9 @@ class PassReader:
             raise StreamTruncated("The provider sent a stream event that is not a chunk.") from None
         if chunk.error is not None or event.name == "error":
             raise self._translator.decode_error(500, {}, data)
+        if chunk.service_tier is not None and chunk.service_tier != self._service_tier:
+            self._service_tier = chunk.service_tier
+            self._attempt.service_tier = read_service_tier(chunk.service_tier)
         if chunk.usage is not None:
             return self._hold_usage(chunk, data)
         self._read(chunk)
@@ -188,6 +194,8 @@ class TranslatedReader:
         return DONE
 
     def _show(self, chunk: Chunk) -> bytes:
+        if "service_tier" in chunk:
+            self._attempt.service_tier = read_service_tier(chunk["service_tier"])
         if not chunk["choices"]:
             # usage comes last, so nothing of this answer is still to come
             self.usage = chunk.get("usage")

@@ -22,6 +22,7 @@ from proxy.errors import CallerError, GatewayError, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, Hold
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
+from proxy.metering.usage import MAX_TIER_CHARS
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.providers.faults import bad_response
 from proxy.routing.plan import Plan, Step
@@ -169,6 +170,7 @@ class Relay:
             # A token is at least one byte, so the body's length bounds the input without a tokenizer.
             input_tokens_bound=len(body),
             output_tokens_bound=_output_bound(asked, road.target),
+            asked_service_tier=str(request.body.get("service_tier") or ""),
         )
         caller = exchange.caller
         if caller is not None and (caller.budgets or self._block_unpriced):
@@ -257,6 +259,7 @@ class Relay:
             whole = WholeAnswer(attempt, None, account.translator.decode_response(body))
             usage, raw = (whole.completion or {}).get("usage"), b""
             self._keep_thoughts(exchange, attempt, whole.completion or {})
+        attempt.service_tier = whole.read_service_tier()
         if usage:
             remember_usage(exchange, attempt, usage, raw)
         _keep_whole(exchange, attempt, whole)
@@ -279,12 +282,17 @@ class Relay:
         return error
 
     async def _set_aside(self, caller: Caller, attempt: Attempt) -> None:
-        ceiling = self._prices.ceiling(attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound)
+        tier = attempt.asked_service_tier
+        ceiling = self._prices.ceiling(
+            attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, tier
+        )
         if ceiling.state == "unknown":
             why = f'the key "{caller.name}" has a budget' if caller.budgets else "prices.on_missing is block"
+            what = f"{attempt.deployment.name} has no price"
+            if tier and self._prices.current_lines(attempt.deployment):
+                what = f'{what} for the service tier "{tier[:MAX_TIER_CHARS]}"'
             raise CallerError(
-                f"{attempt.deployment.name} has no price, and {why}. The operator can add one under prices.models "
-                "in config.yaml.",
+                f"{what}, and {why}. The operator can add one under prices.models in config.yaml.",
                 status=403,
                 code="price_unknown",
                 error_type="policy_budget_exceeded",
@@ -301,6 +309,7 @@ class Relay:
 
     def _fail(self, exchange: Exchange, attempt: Attempt, error: GatewayError) -> None:
         attempt.outcome = attempt.outcome or error.error_type
+        attempt.error = attempt.error or error.message
         if isinstance(error, UpstreamError) and attempt.usage is None:
             if error.sent and not attempt.status:
                 attempt.source = "ambiguous"

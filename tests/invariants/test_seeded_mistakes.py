@@ -17,6 +17,7 @@ from proxy.metering import meter, prices, segments
 from proxy.metering.adoption import Estate
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
+from proxy.metering.price_lines import price_of
 from proxy.metering.segments import SETTLE, Record, Segment
 from tests.invariants.histories import History
 from tests.invariants.world import Bank, Power
@@ -51,8 +52,8 @@ def writes_over_rows(patch: Patch) -> None:
 
 
 def rounds_down(patch: Patch) -> None:
-    whole = prices._price
-    patch.setattr(prices, "_price", lambda *given: whole(*given)._replace(nano_usd=whole(*given).nano_usd - 1))
+    whole = price_of
+    patch.setattr(prices, "price_of", lambda *given: whole(*given)._replace(nano_usd=whole(*given).nano_usd - 1))
 
 
 def inserts_twice(patch: Patch) -> None:

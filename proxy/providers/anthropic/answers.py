@@ -101,7 +101,15 @@ def usage_of(native: Mapping[str, Any]) -> Json | None:
     thinking = (native.get("output_tokens_details") or {}).get("thinking_tokens")
     if thinking is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": min(thinking, completion)}
-    return usage
+    return usage | _billed_apart(native)
+
+
+def _billed_apart(native: Mapping[str, Any]) -> Json:
+    """What has a price of its own: searches, and a tier other than the standard one. Fast mode is called `speed`."""
+    searches = (native.get("server_tool_use") or {}).get("web_search_requests")
+    tier = "fast" if native.get("speed") == "fast" else native.get("service_tier")
+    found: Json = {"server_tool_use": {"web_search_requests": searches}} if searches else {}
+    return found | {"service_tier": tier} if tier not in (None, "standard") else found
 
 
 def annotations_of(citations: list[Any], start: int, end: int) -> Json:
