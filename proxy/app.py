@@ -31,9 +31,11 @@ from proxy.edge.chat import Chat
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
 from proxy.edge.protocol import TICK_SECONDS, Door
+from proxy.edge.requests import Requests
 from proxy.edge.site import site
 from proxy.exchange import Attempt, Exchange
 from proxy.metering.alerts.watch import Watch
+from proxy.metering.history import History
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
@@ -91,12 +93,13 @@ class Gateway:
             self.keyring, Limits(), vault.pepper, prefix=config.keys.prefix, master_key=config.auth.master_key
         )
         self.prices = PriceBook(config.prices)
+        self.history = History(self.database, config.history)
         self.meter = Meter(
             self.journal,
             self.prices,
             offer=self.shipper.offer,
             on_settled=(self._settled,),
-            on_closed=(self._closed,),
+            on_closed=(self._closed, self.history.note),
         )
         self.resting = Resting(config.rest, self._deployment_changed)
         self.router = Router(config, self.resting, random.random)
@@ -150,6 +153,7 @@ class Gateway:
             ("ticker", self._tick),
             ("log", self.request_log.run),
             ("alerts", self._watch),
+            ("history", self.history.run),
         ):
             self._hold_task(name, work)
         with contextlib.suppress(TimeoutError):
@@ -166,6 +170,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.history.close()
         await self.shipper.close()
         await self.journal.close()
         await self.database.close()
@@ -188,8 +193,11 @@ class Gateway:
             token=self.config.metrics.token,
         )
         alerts = AlertsPage(Callers(self.gate), self.config.alerts, lambda: last_alerts(self.database))
+        requests = Requests(Callers(self.gate), self.database)
         routes = [
             Route("/api/alerts", alerts.show),
+            Route("/api/requests", requests.list),
+            Route("/api/requests/{id:path}", requests.show),
             Route("/healthz", ops.healthz),
             Route("/readyz", ops.readyz),
             Route("/v1/models", models.list),
@@ -264,9 +272,26 @@ class Gateway:
             self.metrics.observe_loop_lag(max(0.0, now - due))
             self.door.tick(now)
             self.metrics.set_ledger(self.shipper.queue_depth, self.shipper.lag_seconds, self.shipper.dropped_total)
+            self._tell_totals()
             self.metrics.set_dependency("database", self.database.up)
             self.metrics.set_log_dropped(self.request_log.dropped)
             self._revive()
+
+    def _tell_totals(self) -> None:
+        meter, shipper, budgets, history = self.meter, self.shipper, self.budgets, self.history
+        self.metrics.set_attempts(
+            dispatched=meter.dispatched_total,
+            settled=meter.settled_total,
+            open_now=len(self.journal.open_dispatches),
+            shipped=shipper.shipped_total,
+            orphans=shipper.orphans_total,
+        )
+        self.metrics.set_leases(
+            overrun_nano_usd=budgets.overrun_nano_usd_total,
+            stranded_nano_usd=budgets.stranded_nano_usd_total,
+            failures=budgets.failures_total,
+        )
+        self.metrics.set_history(history.queue_depth, history.written_total, history.dropped_total)
 
     def _settled(self, exchange: Exchange, attempt: Attempt) -> None:
         if attempt.hold is not None and not attempt.hold.resolved:

@@ -120,10 +120,17 @@ class Gateway:
         key: str = msgspec.json.decode(made.stdout)["key"]
         return key
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def strata(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command on this gateway's configuration and data."""
+        command = self._command(*words)
+        return subprocess.run(
+            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def get(self, path: str, key: str = "") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:

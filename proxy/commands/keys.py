@@ -15,6 +15,7 @@ import msgspec
 from proxy.admission.keys import digest, display, new_key
 from proxy.commands import data
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of, with_master_key
+from proxy.commands.tables import aligned, plain, to_json
 from proxy.config import Config, KeyDefaults, StaticKey
 from proxy.config.keys import may_name
 from proxy.config.problems import Mark, Wrong, shown, suggestion
@@ -118,7 +119,7 @@ def create(
 
     row = data.run(config, home, insert)
     if as_json:
-        return _json({**_described(row), "key": key})
+        return to_json({**_described(row), "key": key})
     address = f"http://{_host(config.server.host)}:{config.server.port}"
     facts = [f"Name {row.name}", f"models {_models(row)}", _budget(row) or "no budget"]
     facts += [f"{row.rpm} requests/min"] if row.rpm is not None else []
@@ -145,7 +146,7 @@ def show_all(config: Config, home: Path, *, as_json: bool, clock: Callable[[], f
     """Every key, newest first, then those of the file. Raises GatewayError."""
     rows = data.run(config, home, list_keys)
     if as_json:
-        return _json([*(_described(row) for row in rows), *(_described_static(key) for key in config.keys.static)])
+        return to_json([*(_described(row) for row in rows), *(_described_static(key) for key in config.keys.static)])
     if not rows and not config.keys.static:
         return "There are no keys. Make one with: strata keys create NAME"
     now = clock()
@@ -153,15 +154,15 @@ def show_all(config: Config, home: Path, *, as_json: bool, clock: Callable[[], f
     for row in rows:
         rpm, state = "-" if row.rpm is None else str(row.rpm), _state(row, now)
         dates = (_day(row.created_at), _day(row.expires_at), _day(row.last_used_at))
-        table.append((_plain(row.name), row.display, _plain(_models(row)), _budget(row) or "-", rpm, *dates, state))
+        table.append((plain(row.name), row.display, plain(_models(row)), _budget(row) or "-", rpm, *dates, state))
     for key in config.keys.static:
         rpm = "-" if key.rpm is None else str(key.rpm)
         budget = _money(key.budget_nano_usd, key.budget_seconds) or "-"
         shown_key = display(key.key.reveal())
         table.append(
-            (_plain(key.name), shown_key, _plain(",".join(key.models)), budget, rpm, "-", "-", "-", "in the file")
+            (plain(key.name), shown_key, plain(",".join(key.models)), budget, rpm, "-", "-", "-", "in the file")
         )
-    return _aligned(table)
+    return aligned(table)
 
 
 def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
@@ -172,7 +173,7 @@ def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
     if row is None:
         raise CallerError(f"No key in force is called {shown(name)}. See: strata keys list", code="key_not_found")
     if as_json:
-        return _json(_described(row))
+        return to_json(_described(row))
     return f'The key "{row.name}" ({row.display}) is revoked. Running gateways refuse it from now on.'
 
 
@@ -262,18 +263,3 @@ def _host(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _plain(text: str) -> str:
-    """A name from the database on a terminal: nothing in it may move the cursor."""
-    return "".join(char if char.isprintable() else "�" for char in text)
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()

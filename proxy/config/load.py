@@ -20,6 +20,7 @@ from proxy.config import (
     Auth,
     Config,
     Database,
+    History,
     Ledger,
     Logging,
     Metrics,
@@ -97,9 +98,13 @@ _LEDGER: Keys = {
     "ship_interval": Key("ship_interval_seconds", duration(0.01, 3_600)),
     "batch_rows": Key("batch_rows", integer(1, 1_000)),
 }
+_HISTORY: Keys = {
+    "enabled": Key("enabled", boolean),
+    "retention": Key("retention_seconds", duration(3_600)),
+}
 _SECTIONS = [
     "server", "database", "auth", "providers", "models", "defaults", "keys", "prices", "alerts", "telemetry", "logging",
-    "ledger",
+    "ledger", "history",
 ]  # fmt: skip
 _LITELLM = {
     "model_list": "models go under models, as name: provider/model",
@@ -209,6 +214,7 @@ def _build(
     auth = fields("auth", _AUTH)
     _check_master_key(auth, child(sections.get("auth"), "master_key"), report, new_secret)
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
+    history = fields("history", _HISTORY)
     keys = read_keys(sections.get("keys"), models, report)
     prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
     alerts = read_alerts(sections.get("alerts"), report)
@@ -227,6 +233,7 @@ def _build(
         metrics=Metrics(**metrics),
         logging=Logging(**logging),
         ledger=Ledger(**ledger),
+        history=History(**history),
         off={name: off.reason for name, off in providers.off.items()},
     )
 

@@ -61,8 +61,9 @@ class Chat:
             model = exchange.resolved = self._router.find(chat["model"])
             exchange.model = chat["model"]
             self._gate.allow(caller, exchange.model)
-            limits = limit_lines(self._gate.take_request(caller))
-            plan = self._router.plan(model, time.monotonic())
+            rate = exchange.rate = self._gate.take_request(caller)
+            limits = limit_lines(rate)
+            plan = exchange.plan = self._router.plan(model, time.monotonic())
             if exchange.stream:
                 lane.keepalive_head = lambda: stream_head(exchange, None, limits, full=False)
             answer = await self._relay.answer(plan, chat, exchange)

@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     attempts: int
     """How many attempts at the most, over all steps."""
+    asleep: int = 0
+    """So many of the last steps are of deployments that rest."""
 
 
 class Router:
@@ -65,7 +67,7 @@ class Router:
         if len(model.deployments) == 1 and not model.fallbacks:
             step = Step(model, model.deployments[0], False)
             resting = self._resting.rests(step.deployment.name, now)
-            return Plan((step,), 1 if resting else 1 + model.num_retries)
+            return Plan((step,), 1 if resting else 1 + model.num_retries, int(resting))
         steps = [Step(model, deployment, False) for deployment in self._ordered(model.deployments)]
         for name in model.fallbacks:
             fallback = self.find(name)
@@ -79,7 +81,7 @@ class Router:
         awake = [step for step in steps if not self._resting.rests(step.deployment.name, now)]
         asleep = [step for step in steps if step not in awake]
         # When all rest, one of them is asked all the same, once: better than a sure refusal, and no storm.
-        return Plan((*awake, *asleep), max(1 + model.num_retries, len(awake)) if awake else 1)
+        return Plan((*awake, *asleep), max(1 + model.num_retries, len(awake)) if awake else 1, len(asleep))
 
     def _ordered(self, deployments: Iterable[Deployment]) -> list[Deployment]:
         """By order; within one order a weighted shuffle (Efraimidis and Spirakis: sort by dice ** (1 / weight))."""

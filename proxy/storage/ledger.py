@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from proxy.errors import GatewayFault
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Connection, Database
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SHIP_SECONDS = 10.0
@@ -176,20 +176,25 @@ async def ship(db: Database, rows: Sequence[LedgerRow]) -> int:
     if not rows:
         return 0
     try:
-        batch = _encode_batch(sorted(rows, key=attrgetter("request_id", "attempt")))
-        # Most rows of a batch name the same periods: only what differs is taken apart.
-        charged = {(row.budget_ids, row.budget_starts_ms) for row in rows}
-        periods = sorted({pair for ids, starts in charged for pair in zip(ids, starts, strict=True)})
         async with db.transaction(timeout_seconds=SHIP_SECONDS) as connection:
-            if periods:
-                ids = [budget_id for budget_id, _ in periods]
-                starts = [_moment(starts_ms) for _, starts_ms in periods]
-                if len(await connection.fetch(LOCK_PERIODS, ids, starts)) < len(periods):
-                    await connection.execute(RESTORE_PERIODS, ids, starts)
-                    await connection.fetch(LOCK_PERIODS, ids, starts)
-            return int(await connection.fetchval(SHIP, batch))
+            return await write_rows(connection, rows)
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
         raise RowsRefused(f"The ledger refuses a batch of {len(rows)} rows: {type(error).__name__}.") from error
+
+
+async def write_rows(connection: Connection, rows: Sequence[LedgerRow]) -> int:
+    """`ship`, inside a transaction of the caller's."""
+    batch = _encode_batch(sorted(rows, key=attrgetter("request_id", "attempt")))
+    # Most rows of a batch name the same periods: only what differs is taken apart.
+    charged = {(row.budget_ids, row.budget_starts_ms) for row in rows}
+    periods = sorted({pair for ids, starts in charged for pair in zip(ids, starts, strict=True)})
+    if periods:
+        ids = [budget_id for budget_id, _ in periods]
+        starts = [_moment(starts_ms) for _, starts_ms in periods]
+        if len(await connection.fetch(LOCK_PERIODS, ids, starts)) < len(periods):
+            await connection.execute(RESTORE_PERIODS, ids, starts)
+            await connection.fetch(LOCK_PERIODS, ids, starts)
+    return int(await connection.fetchval(SHIP, batch))
 
 
 MAKE_PARTITIONS = "SELECT strata.make_partitions($1)"
@@ -210,17 +215,18 @@ def _encode_batch(rows: Sequence[LedgerRow]) -> str:
     except UnicodeEncodeError:
         batch = b"\\u0000"
     if b"\\u0000" in batch:
-        batch = _encode([msgspec.structs.replace(row, **_clean(row)) for row in rows])
+        batch = _encode([storable(row) for row in rows])
     return batch.decode()
 
 
-def _clean(row: LedgerRow) -> dict[str, str]:
+def storable(row: LedgerRow) -> LedgerRow:
     """Postgres stores neither NUL nor lone surrogates, and one such character must not hold up the bill."""
-    return {
+    cleaned = {
         name: value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
         for name, value in msgspec.structs.asdict(row).items()
         if type(value) is str
     }
+    return msgspec.structs.replace(row, **cleaned)
 
 
 def _moment(milliseconds: int) -> datetime:

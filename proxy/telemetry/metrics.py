@@ -221,6 +221,26 @@ class Metrics:
         self._scalar("strata_ledger_write_lag_seconds").value = lag_seconds
         self._scalar("strata_ledger_dropped_total").value = dropped
 
+    def set_attempts(self, *, dispatched: int, settled: int, open_now: int, shipped: int, orphans: int) -> None:
+        """All but `open_now` are totals since the start; `dispatched` is `settled + open_now`, or the bill is wrong."""
+        self._scalar("strata_ledger_dispatched_total").value = dispatched
+        self._scalar("strata_ledger_settled_total").value = settled
+        self._scalar("strata_ledger_open_attempts").value = open_now
+        self._scalar("strata_ledger_shipped_total").value = shipped
+        self._scalar("strata_ledger_orphans_total").value = orphans
+
+    def set_leases(self, *, overrun_nano_usd: int, stranded_nano_usd: int, failures: int) -> None:
+        """Totals since the start."""
+        self._scalar("strata_budget_overrun_usd_total").value = overrun_nano_usd
+        self._scalar("strata_budget_stranded_usd").value = stranded_nano_usd
+        self._scalar("strata_budget_failures_total").value = failures
+
+    def set_history(self, depth: int, written: int, dropped: int) -> None:
+        """`written` and `dropped` are totals since the start."""
+        self._scalar("strata_history_queue_depth").value = depth
+        self._scalar("strata_history_written_total").value = written
+        self._scalar("strata_history_dropped_total").value = dropped
+
     def set_log_dropped(self, dropped: int) -> None:
         """`dropped` is the total since the start."""
         self._scalar("strata_log_lines_dropped_total").value = dropped
