@@ -145,7 +145,7 @@ def table() -> str:
 
 def _translated(translator: Translator, api: str, fields: Json) -> tuple[Any, tuple[Notice, ...]]:
     chat = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
-    request = translator.encode_request(chat, Target(MODELS.get(api, "m"), {}, 8192))
+    request = translator.encode_request(chat, Target(MODELS.get(api, "m"), max_output_tokens=8192))
     return (request.path, request.body), request.notices
 
 

@@ -35,7 +35,7 @@ ROWS = """
 SELECT * FROM strata.usage WHERE $1::text IS NULL OR public_id = $1 ORDER BY started_at, request_id, attempt
 """
 
-PRICES = "{input: 0.25, output: 2, cached_input: 0.025, cache_write: 0.5}"
+PRICES = "{input: 0.25, output: 2, cached_input: 0.025, cache_write: 0.5, cache_write_1h: 0.5}"
 
 CONFIG = """\
 server: {{shutdown_grace: 5s, {server}}}

@@ -213,12 +213,12 @@ def test_anthropics_tier_and_searches_come_inside_its_usage(said: Json, expected
 
 def test_a_counter_that_is_repeated_is_replaced_and_never_added() -> None:
     case = next(case for case in WHOLE if case.api == "openai")
-    usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-    chunks = [
+    usage: Json = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+    chunks: list[Json] = [
         {"choices": [{"index": 0, "delta": {"content": "x"}}], "usage": {**usage, "completion_tokens": n}}
         for n in range(1, 5)
     ]
-    last = {"choices": [], "usage": {**usage, "completion_tokens": 5, "total_tokens": 15}}
+    last: Json = {"choices": [], "usage": {**usage, "completion_tokens": 5, "total_tokens": 15}}
     end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     for translated in (True, False):
         one = streamed(case, frames(*chunks, end, last) + b"data: [DONE]\n\n", translated=translated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -264,7 +264,7 @@ def test_buckets_written_as_openai_usage_come_back_as_they_were(counts: list[int
         ("flex", "flex"),
         ("batch", "batch"),
         *[(word, "") for word in ("default", "standard", "auto", "on_demand", "")],
-        *[(nonsense, "") for nonsense in (None, 7, ["flex"], {}, "x" * 33, "fl\nex")],
+        *[(nonsense, "") for nonsense in cast("tuple[object, ...]", (None, 7, ["flex"], {}, "x" * 33, "fl\nex"))],
     ],
 )
 def test_a_service_tier_is_a_short_word_and_the_standard_one_needs_none(said: object, expected: str) -> None:

@@ -88,6 +88,10 @@ class Provider(Struct, frozen=True, kw_only=True):
     api_base: str
     api_key: Secret | None = None
     headers: dict[str, str] = {}
+    options: dict[str, str] = {}
+    """What else its API wants to know: project, region, api_version … Which they are says its preset."""
+    secrets: dict[str, Secret] = {}
+    """What else authorises: secret_access_key, client_secret … Never in an address, a message or a log line."""
     quirks: dict[str, object] = {}
     """Small differences as data: {"rename": {…}, "drop": […], "set": {…}}."""
     max_connections: int = 256

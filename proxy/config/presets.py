@@ -9,15 +9,28 @@ not the providers' own; where it is silent the cautious answer is True, and the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
+
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Preset(NamedTuple):
     api_base: str
+    """May name options in braces. "": the file has to say it."""
     variable: str | None
-    """The environment variable that usually holds the key; None: it needs none."""
+    """The environment variable that usually holds the key; None: it needs none, or its secrets say how."""
     api: str = "openai"
     bills_after_abort: bool = True
+    options: Mapping[str, str] = NONE
+    """Settings that it takes beside its address, each with the variable that usually holds it, or ""."""
+    secrets: Mapping[str, str] = NONE
+    """The same for credentials that are not a plain key."""
+    needs: tuple[str, ...] = ()
+    """Options and secrets without which it is off."""
+    quirks: Mapping[str, object] = NONE
+    """How it differs from its API; see `proxy.providers.quirks`. The file's own come on top."""
 
 
 PRESETS: dict[str, Preset] = {

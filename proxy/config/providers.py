@@ -17,7 +17,7 @@ from proxy.config.problems import Mark, Report, shown, suggestion
 from proxy.config.quantities import boolean, integer, json_map, secret, size, text, text_map
 from proxy.config.reading import Key, child, entries_of, flag_inline_secret, read_map
 from proxy.config.references import Resolver
-from proxy.config.yaml import Node
+from proxy.config.yaml import Node, ScalarNode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 COMPATIBLE = "openai_compatible"
@@ -82,21 +82,26 @@ class Providers:
     def _read_one(self, name: str, at: Mark, node: Node, missing: list[str], before: int) -> None:
         """`before`: how many problems there were before this provider's."""
         report, path = self._report, f"providers.{name}"
-        fields = read_map(node, path, _KEYS, report)
+        kind_node = child(node, "type")
+        preset = PRESETS.get(kind_node.text if isinstance(kind_node, ScalarNode) else name)
+        fields = read_map(node, path, {**_KEYS, **_own_keys(preset)}, report)
         kind = fields.pop("type", None)
-        preset = PRESETS.get(kind or name)
+        if preset is not None:
+            _gather(fields, "options", preset.options)
+            _gather(fields, "secrets", preset.secrets)
         if kind and kind != COMPATIBLE and preset is None and not (kind.isidentifier() and kind.islower()):
             report.error(at, f"{path}.type {shown(kind)} is not known.{suggestion(kind, [COMPATIBLE, *PRESETS])}")
         complete = not missing and not _errors(report, before)
         if complete and kind is None and preset is None:
             close = suggestion(name, PRESETS) if "Did you" in suggestion(name, PRESETS) else ""
             report.error(at, f"{path} needs a type, for example {COMPATIBLE}: this name is not a known one.{close}")
-        elif complete and preset is None and "api_base" not in fields:
+        elif complete and "api_base" not in fields and (preset is None or not preset.api_base):
             report.error(at, f"{path} needs an api_base, for example http://127.0.0.1:8000/v1.")
         if kind and preset is None:
             fields["api"] = "openai" if kind == COMPATIBLE else kind
         variable = (preset and preset.variable) or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
-        flag_inline_secret(child(node, "api_key"), f"{path}.api_key", variable, report)
+        for field, usual in {"api_key": variable, **(preset.secrets if preset else {})}.items():
+            flag_inline_secret(child(node, field), f"{path}.{field}", usual or variable, report)
         self._check_headers(child(node, "headers"), path, fields)
         address = child(node, "api_base")
         if address is not None and "api_base" in fields:
@@ -110,19 +115,37 @@ class Providers:
             self._add(name, at, fields, preset)
 
     def _add(self, name: str, at: Mark, fields: dict[str, Any], preset: Preset | None) -> None:
+        reason = ""
         if preset is not None:
-            fields = {
-                "api": preset.api,
-                "api_base": preset.api_base,
-                "bills_after_abort": preset.bills_after_abort,
-            } | fields
-            if "api_key" not in fields and preset.variable:
-                value = self._environ.get(preset.variable, "").strip()
-                if not value:
-                    self.off[name] = Off(at, f"{preset.variable} is not set")
-                    return
-                fields["api_key"] = Secret(value)
-        self.on[name] = Provider(name=name, **fields)
+            fields, reason = self._complete(fields, preset)
+        if reason:
+            self.off[name] = Off(at, reason)
+        else:
+            self.on[name] = Provider(name=name, **fields)
+
+    def _complete(self, fields: dict[str, Any], preset: Preset) -> tuple[dict[str, Any], str]:
+        """What the file does not say, from the preset and the environment; and what is missing then, or ""."""
+
+        def found(variable: str) -> str:
+            return self._environ.get(variable, "").strip() if variable else ""
+
+        fields = {"api": preset.api, "bills_after_abort": preset.bills_after_abort, "quirks": {}, **fields}
+        usual = {name: found(variable) for name, variable in preset.options.items()}
+        options = fields["options"] = {n: v for n, v in usual.items() if v} | fields.get("options", {})
+        usual = {name: found(variable) for name, variable in preset.secrets.items()}
+        secrets = fields["secrets"] = {n: Secret(v) for n, v in usual.items() if v} | fields.get("secrets", {})
+        fields["quirks"] = {**preset.quirks, **fields["quirks"]}
+        for name in preset.needs:
+            if not options.get(name) and not secrets.get(name):
+                variable = preset.options.get(name) or preset.secrets.get(name)
+                return fields, f"{variable} is not set" if variable else f"it needs {name}"
+        if "api_base" not in fields:
+            fields["api_base"] = preset.api_base.format_map(options)
+        if "api_key" not in fields and preset.variable:
+            if not found(preset.variable):
+                return fields, f"{preset.variable} is not set"
+            fields["api_key"] = Secret(found(preset.variable))
+        return fields, ""
 
     def _check_headers(self, node: Node | None, path: str, fields: dict[str, Any]) -> None:
         for header in fields.get("headers", {}):
@@ -154,6 +177,20 @@ class Providers:
             elif not _is_private(host):
                 report.warning(at, f"{path} is not https: the key and every prompt travel unencrypted to {host}.")
         return url.rstrip("/")
+
+
+def _own_keys(preset: Preset | None) -> dict[str, Key]:
+    """The settings that only this kind of provider has."""
+    if preset is None:
+        return {}
+    options = {name: Key(name, text) for name in preset.options}
+    return options | {name: Key(name, secret) for name in preset.secrets}
+
+
+def _gather(fields: dict[str, Any], into: str, names: Mapping[str, str]) -> None:
+    found = {name: fields.pop(name) for name in names if name in fields}
+    if found:
+        fields[into] = found
 
 
 def _errors(report: Report, before: int) -> bool:

@@ -58,6 +58,8 @@ class Target:
 
     model: str
     quirks: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The provider's settings beside its address: project, region, api_version …"""
     max_output_tokens: int | None = None
     """The model's own maximum, where the price table knows it; for APIs that demand a limit."""
 
@@ -83,7 +85,10 @@ class Translator(Protocol):
     same_dialect: bool
     """True where the native API is OpenAI's own: then bytes pass through and a tap reads them."""
     auth: str
-    """The header that carries the provider's key; "bearer" is `authorization: Bearer <key>`."""
+    """
+    The header that carries the provider's key; "bearer" is `authorization: Bearer <key>`; an identifier is a module of
+    `proxy.upstream.credentials` that signs or fetches tokens.
+    """
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """Must not change `chat`: it is encoded again for each deployment tried. Raises CallerError with a `param`."""

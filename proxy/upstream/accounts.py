@@ -16,6 +16,7 @@ from proxy.config import Provider
 from proxy.errors import GatewayFault
 from proxy.providers import UpstreamRequest, load
 from proxy.upstream.connections import Origin, Pool, Response
+from proxy.upstream.credentials import Credential, Outgoing, Surroundings, authorise
 
 MAX_HEADS = 64
 
@@ -24,7 +25,13 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*")
 
 
 class Account:
-    def __init__(self, provider: Provider, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self.provider = provider
         self.translator = load(provider.api)
         self.forwards: tuple[str, ...] = tuple(provider.quirks.get("forward", ()))  # type: ignore[arg-type]
@@ -34,8 +41,15 @@ class Account:
         url = urlsplit(provider.api_base)
         port = url.port or (443 if url.scheme == "https" else 80)
         self._origin = Origin(url.scheme, url.hostname or "", port)
+        self._host = url.netloc
         self._path = url.path.rstrip("/")
-        self._head = self._fixed_head(url.netloc)
+        self._credential: Credential | None = None
+        """Signs each request, where a header made once is not enough."""
+        authority = authorise(self.translator.auth, provider, surroundings or Surroundings())
+        if isinstance(authority, Mapping):
+            self._head = self._fixed_head(authority)
+        else:
+            self._head, self._credential = self._fixed_head({}), authority
         self._heads: dict[str, bytes] = {}
         self._pool = Pool(
             max_connections=provider.max_connections,
@@ -55,19 +69,41 @@ class Account:
         """Sends, and waits for the answer's head. Raises UpstreamError; its `sent` says whether bytes may have left."""
         fixed = self._heads.get(request.path) or self._remember_head(request)
         more = b"" if not self.forwards else self._forwarded(hints)
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (fixed, more, len(body))
-        return self._pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
+        head = b"%b%bcontent-length: %d\r\n" % (fixed, more, len(body))
+        if self._credential is not None:
+            return self._send_signed(self._credential, request, head, body, connect_seconds, deadline)
+        return self._pool.send(self._origin, head + b"\r\n", body, connect_seconds=connect_seconds, deadline=deadline)
 
     async def close(self) -> None:
         await self._pool.close()
+        if self._credential is not None:
+            await self._credential.close()
+
+    async def _send_signed(
+        self,
+        credential: Credential,
+        request: UpstreamRequest,
+        head: bytes,
+        body: bytes,
+        connect_seconds: float,
+        deadline: float,
+    ) -> Response:
+        named = {name.lower(): value for name, value in request.headers.items()}
+        signed = await credential.headers(Outgoing("POST", self._host, self._target(request.path), named, body))
+        lines = "".join(_header(name, value) for name, value in signed.items()).encode("latin-1")
+        head = b"%b%b\r\n" % (head, lines)
+        return await self._pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
+
+    def _target(self, path: str) -> str:
+        """The path on the wire: that of the address, and the API's own, whose version may stand in both."""
+        if self._path.endswith("/v1") and path.startswith("/v1/"):
+            path = path[3:]
+        return self._path + path
 
     def _remember_head(self, request: UpstreamRequest) -> bytes:
         """Made once for a path, unless the translator adds headers of its own."""
-        path = request.path
-        if self._path.endswith("/v1") and path.startswith("/v1/"):
-            path = path[3:]
         lines = "".join(_header(name, value) for name, value in request.headers.items())
-        head = f"POST {self._path}{path} HTTP/1.1\r\n{self._head}{lines}".encode("latin-1")
+        head = f"POST {self._target(request.path)} HTTP/1.1\r\n{self._head}{lines}".encode("latin-1")
         if not request.headers and len(self._heads) < MAX_HEADS:
             self._heads[request.path] = head
         return head
@@ -76,20 +112,15 @@ class Account:
         lines = "".join(_header(name, hints[name]) for name in self.forwards if name in hints)
         return lines.encode("latin-1")
 
-    def _fixed_head(self, host: str) -> str:
-        key = self.provider.api_key
+    def _fixed_head(self, authority: Mapping[str, str]) -> str:
         lines = [
-            _header("host", host),
+            _header("host", self._host),
             _header("user-agent", f"strata/{__version__}"),
             _header("accept", "*/*"),
             _header("accept-encoding", "identity"),
             _header("content-type", "application/json"),
         ]
-        if key is not None and self.translator.auth == "bearer":
-            lines.append(_header("authorization", f"Bearer {key.reveal()}"))
-        elif key is not None:
-            lines.append(_header(self.translator.auth, key.reveal()))
-        lines += (_header(name, value) for name, value in self.provider.headers.items())
+        lines += (_header(name, value) for name, value in {**authority, **self.provider.headers}.items())
         return "".join(lines)
 
 

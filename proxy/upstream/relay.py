@@ -301,10 +301,11 @@ class Relay:
             attempt.hold = await self._hold(caller, ceiling.nano_usd)
 
     def _road(self, deployment: Deployment) -> _Road:
-        target = Target(deployment.model, deployment.provider.quirks, self._prices.max_output_tokens(deployment))
+        provider = deployment.provider
+        target = Target(deployment.model, provider.quirks, provider.options, self._prices.max_output_tokens(deployment))
         if len(self._roads) >= MAX_ROADS:
             self._roads.clear()
-        road = self._roads[id(deployment)] = _Road(deployment, self._accounts[deployment.provider.name], target)
+        road = self._roads[id(deployment)] = _Road(deployment, self._accounts[provider.name], target)
         return road
 
     def _fail(self, exchange: Exchange, attempt: Attempt, error: GatewayError) -> None:
