@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from proxy.admission.limits import RateLimit
     from proxy.config import Deployment, Model
     from proxy.errors import GatewayError
+    from proxy.metering.price_lines import Price
     from proxy.providers import Notice
     from proxy.routing.plan import Plan
 
@@ -123,6 +124,8 @@ class Attempt(msgspec.Struct):
     input_tokens_bound: int = 0
     output_tokens_bound: int = 0
     hold: Hold | None = None
+    ceiling: Price | None = None
+    """The most that it can cost, once somebody has asked."""
     asked_service_tier: str = ""
     """What it was asked for; a provider may serve at another."""
     service_tier: str = ""

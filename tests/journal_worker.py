@@ -16,7 +16,7 @@ import msgspec
 from proxy.config import Ledger
 from proxy.metering.journal import Journal
 from proxy.metering.segments import PROGRESS, SETTLE
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import LedgerRow, encode_row
 
 HOLD_NANO_USD = 1_000_000
 STARTED_AT_MS = 1_790_000_000_000
@@ -72,19 +72,18 @@ async def work(folder: Path, segment_bytes: int) -> None:
     journal.start()
     me = journal.worker_id.bytes
     os.write(1, f"W {journal.worker_id.hex}\n".encode())
-    encode = msgspec.msgpack.Encoder().encode
     number = 0
     while True:
         number += 1
         dispatched = row(me, number, source="orphan")
-        journal.append_dispatch(key_of(dispatched), encode(dispatched))
+        journal.append_dispatch(key_of(dispatched), encode_row(dispatched))
         os.write(1, f"D {number}\n".encode())
         if number % 11 == 0:
-            journal.append(PROGRESS, encode(msgspec.structs.replace(dispatched, cost_nano_usd=7)))
+            journal.append(PROGRESS, encode_row(msgspec.structs.replace(dispatched, cost_nano_usd=7)))
             os.write(1, f"P {number}\n".encode())
         if number % 7:
             # every seventh stays open, as if its answer were still coming
-            journal.append(SETTLE, encode(row(me, number)))
+            journal.append(SETTLE, encode_row(row(me, number)))
             journal.close_dispatch(key_of(dispatched))
             os.write(1, f"S {number}\n".encode())
         await asyncio.sleep(0)

@@ -8,17 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from proxy.config import Ledger
 from proxy.metering.journal import Journal
 from proxy.metering.segments import SETTLE
 from proxy.metering.shipper import Shipper
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import LedgerRow, encode_row
 from proxy.storage.postgres import Database
 from tests.journal_worker import key_of, row
 
-encode = msgspec.msgpack.Encoder().encode
 ROWS = "SELECT request_id, attempt, source, cost_nano_usd FROM strata.usage ORDER BY request_id, attempt"
 FAST = Ledger(segment_bytes=16_384, fsync_interval_seconds=0.001, ship_interval_seconds=0.01, batch_rows=50)
 
@@ -34,12 +31,13 @@ class Worker:
 
     def dispatch(self, number: int, **fields: Any) -> None:
         made = row(self.me, number, source="orphan", **fields)
-        self.journal.append_dispatch(key_of(made), encode(made))
+        self.journal.append_dispatch(key_of(made), encode_row(made))
 
     def settle(self, number: int, **fields: Any) -> LedgerRow:
         made = row(self.me, number, **fields)
-        record = encode(made)
-        self.shipper.offer(record, self.journal.append(SETTLE, record))
+        record = encode_row(made)
+        charge = (made.budget_ids, made.budget_starts_ms)
+        self.shipper.offer(record, self.journal.append(SETTLE, record), charge)
         self.journal.close_dispatch(key_of(made))
         return made
 

@@ -11,17 +11,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from proxy.exchange import Budget
 from proxy.metering.adoption import Estate, discard_old, find_estates, segment_paths
 from proxy.metering.segments import DISPATCH, LOCK, PROGRESS, SETTLE, SHIPPED, read_records
 from proxy.storage import budgets
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import decode_row, encode_row
 from proxy.storage.postgres import Database
 from tests.journal_worker import HOLD_NANO_USD, row
-from tests.shipping import ROWS, Worker, encode, numbers, until
+from tests.shipping import ROWS, Worker, numbers, until
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ async def test_a_dead_workers_bill_is_finished_and_its_leases_go_back(worker: Wo
         if number % 5:
             dead.settle(number, **marks)
     made = row(dead.me, 200, source="orphan", **{**marks, "cost_nano_usd": 77})
-    dead.journal.append(PROGRESS, encode(made))
+    dead.journal.append(PROGRESS, encode_row(made))
     dead.die()
     await worker.shipper.adopt()
     costs = {
@@ -93,7 +92,7 @@ async def test_what_a_dead_worker_noted_as_shipped_is_not_read_into_postgres_aga
 ) -> None:
     dead = Worker(worker.journal.folder, db)
     dead.dispatch(1)
-    noted = dead.journal.append(SETTLE, encode(row(dead.me, 2)))
+    noted = dead.journal.append(SETTLE, encode_row(row(dead.me, 2)))
     assert noted is not None
     dead.journal.note_shipped(noted)
     dead.settle(3)
@@ -223,10 +222,7 @@ async def test_kill_minus_nine_loses_no_acknowledged_record_and_bills_every_disp
         (lock,) = worker.journal.folder.glob(f"*{worker_id.hex()}{LOCK}")
         name = lock.name.removesuffix(LOCK)
         records = [record for path in segment_paths(lock.parent, name) for record in read_records(path)]
-        found = [
-            (kinds[record.kind], msgspec.msgpack.decode(record.payload, type=LedgerRow).input_tokens)
-            for record in records
-        ]
+        found = [(kinds[record.kind], decode_row(record.payload).input_tokens) for record in records]
         # at most one record was written whose acknowledgement the kill cut off
         assert found[: len(said)] == said
         assert len(found) <= len(said) + 1

@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from proxy.config import Deployment, Ledger, PriceOverride, Prices, Provider
 from proxy.exchange import Attempt, Caller, Exchange, Hold, Usage
 from proxy.metering import tokens
-from proxy.metering.adoption import decode_row
 from proxy.metering.journal import Journal, MeteringUnavailable
 from proxy.metering.meter import MAX_COST_NANO_USD, Meter
 from proxy.metering.prices import PriceBook
 from proxy.metering.segments import DISPATCH, PROGRESS, SETTLE, Position, read_records
 from proxy.metering.tokens import MAX_BYTES_ON_LOOP, Tokenizer
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import LedgerRow, decode_row
 
 PRICES = PriceBook(
     Prices(models={"p/m": PriceOverride(input_pico_usd=3_000, output_pico_usd=10_000, request_nano_usd=100)})
@@ -44,7 +43,7 @@ class Bench:
         self.meter = Meter(
             self.journal,
             PRICES,
-            offer=lambda record, position: self.offered.append((decode_row(record), position)),
+            offer=lambda record, position, charge: self.offered.append((decode_row(record), position)),
             on_settled=[lambda _, attempt: self.settled.append(attempt.number)],
             on_closed=[self.closed.append],
             tokenizer=self.tokenizer,

@@ -46,7 +46,7 @@ class House:
         self.journal.open()
         self.rows: list[bytes] = []
         self.prices = PriceBook(Prices(models={"one/*": PriceOverride(input_pico_usd=1000, output_pico_usd=1000)}))
-        self.meter = Meter(self.journal, self.prices, offer=lambda record, _: self.rows.append(record))
+        self.meter = Meter(self.journal, self.prices, offer=lambda record, *_: self.rows.append(record))
         self.resting = Resting(Rest())
         self.holds: list[int] = []
         self.hold: Callable[[Caller, int], Any] = self._hold
@@ -109,7 +109,7 @@ class House:
         return await self.relay.answer(plan, {**CHAT, **more}, exchange)
 
     def outcomes(self) -> list[tuple[str, str]]:
-        rows = [msgspec.msgpack.decode(row) for row in self.rows]
+        rows = [msgspec.json.decode(row) for row in self.rows]
         return [(row[15], row[16]) for row in rows]
 
 

@@ -224,7 +224,7 @@ async def test_a_worker_that_cannot_finish_leaves_its_journal_to_be_adopted(
 async def test_shipping_goes_on_after_a_mistake_of_ours(
     worker: Worker, db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def stumble(_: object) -> int:
+    async def stumble(*_: object) -> int:
         monkeypatch.undo()
         raise RuntimeError("a mistake")
 

@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from proxy.metering.segments import (
     LOCK,
     SEGMENT,
@@ -27,11 +25,9 @@ from proxy.metering.segments import (
     read_position_note,
     read_records,
 )
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import LedgerRow, decode_row
 
 log = logging.getLogger("strata.metering")
-
-decode_row = msgspec.msgpack.Decoder(LedgerRow).decode
 
 
 class Estate:

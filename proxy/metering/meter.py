@@ -19,7 +19,7 @@ from proxy.metering.price_lines import Price
 from proxy.metering.prices import PriceBook
 from proxy.metering.segments import SETTLE, Position
 from proxy.metering.tokens import TOKENIZER, Tokenizer
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import Charge, LedgerRow, encode_row
 
 log = logging.getLogger("strata.metering")
 
@@ -28,8 +28,8 @@ MAX_COST_NANO_USD = 10**15
 MAX_RAW_CHARS = 8192
 NS_PER_MS = 1_000_000
 
-_encode = msgspec.msgpack.Encoder().encode
 _NOTHING_USED = Usage()
+_NO_CHARGE: Charge = ((), ())
 
 
 class Meter:
@@ -43,7 +43,7 @@ class Meter:
         journal: Journal,
         prices: PriceBook,
         *,
-        offer: Callable[[bytes, Position | None], None],
+        offer: Callable[[bytes, Position | None, Charge], None],
         on_settled: Sequence[Callable[[Exchange, Attempt], None]] = (),
         on_closed: Sequence[Callable[[Exchange], None]] = (),
         tokenizer: Tokenizer = TOKENIZER,
@@ -69,14 +69,14 @@ class Meter:
         """
         if attempt.dispatched or attempt.settled:
             return
-        price = self.prices.ceiling(
+        price = attempt.ceiling or self.prices.ceiling(
             attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
         )
         if attempt.hold is not None:
             price = Price(price.state, attempt.hold.nano_usd, price.source)
         usage = Usage(attempt.input_tokens_bound, output=attempt.output_tokens_bound)
         row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
-        self._journal.append_dispatch((exchange.id, attempt.number), _encode(row))
+        self._journal.append_dispatch((exchange.id, attempt.number), encode_row(row))
         attempt.dispatched = True
         self.dispatched_total += 1
 
@@ -93,7 +93,7 @@ class Meter:
         usage = _at_least(attempt, said, attempt.noted_tokens)
         price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms, attempt.service_tier)
         row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
-        self._journal.append_progress(_encode(row))
+        self._journal.append_progress(encode_row(row))
 
     async def count(self, attempt: Attempt) -> None:
         """
@@ -149,11 +149,12 @@ class Meter:
         attempt.usage = usage
         attempt.price_state, attempt.cost_nano_usd, attempt.price_source = price
         row = self._row(exchange, attempt, usage, price, source=attempt.source, outcome=attempt.outcome)
-        record = _encode(row)
+        record = encode_row(row)
         position = self._journal.append(SETTLE, record)
         self._journal.close_dispatch((exchange.id, attempt.number))
         self.settled_total += 1
-        self._offer(record, position)
+        hold = attempt.hold
+        self._offer(record, position, (hold.budget_ids, hold.period_starts_ms) if hold is not None else _NO_CHARGE)
 
     def _usage(self, attempt: Attempt) -> Usage:
         """What to bill; sets the source where the provider's numbers are missing."""

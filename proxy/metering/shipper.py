@@ -22,7 +22,6 @@ from proxy.config import Ledger
 from proxy.errors import GatewayFault
 from proxy.metering.adoption import (
     Estate,
-    decode_row,
     discard_old,
     find_estates,
     segment_number,
@@ -31,7 +30,7 @@ from proxy.metering.adoption import (
 from proxy.metering.journal import Journal
 from proxy.metering.segments import SETTLE, Position, read_records
 from proxy.storage import budgets, ledger
-from proxy.storage.ledger import LedgerRow, RowsRefused
+from proxy.storage.ledger import Charge, LedgerRow, RowsRefused, decode_row
 from proxy.storage.postgres import Database
 
 log = logging.getLogger("strata.metering")
@@ -66,8 +65,8 @@ class Shipper:
         self._max_queued_rows = max_queued_rows
         self._adoption_seconds = adoption_seconds
         self._wall_clock = wall_clock
-        self._queue: deque[tuple[bytes, Position | None]] = deque()
-        """Encoded: a row as an object is five times as large, and would push what is hot out of the caches."""
+        self._queue: deque[tuple[bytes, Position | None, Charge]] = deque()
+        """Encoded, as Postgres gets it: as objects they would push what is hot out of the caches."""
         self._behind = False
         """Rows are missing from the queue: after what is in it, go on from the journal."""
         self._shipped_to = Position(1, 0)
@@ -75,12 +74,12 @@ class Shipper:
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def offer(self, record: bytes, position: Position | None) -> None:
-        """A row as it was journalled, and the position behind it. Never blocks, never loses."""
+    def offer(self, record: bytes, position: Position | None, charge: Charge) -> None:
+        """A row as it was journalled, the position behind it, and its budgets. Never blocks, never loses."""
         if self._behind:
             return
         if len(self._queue) < self._max_queued_rows:
-            self._queue.append((record, position))
+            self._queue.append((record, position, charge))
         else:
             self._behind = True
             self._oldest_unqueued_ms = _ended_ms(decode_row(record))
@@ -166,10 +165,14 @@ class Shipper:
 
     async def _ship_queued(self) -> None:
         batch = list(itertools.islice(self._queue, self._settings.batch_rows))
-        await self._ship([decode_row(record) for record, _ in batch])
+        records = [record for record, _, _ in batch]
+        try:
+            self.shipped_total += await self._send(records, {charge for _, _, charge in batch})
+        except RowsRefused:
+            await self._ship([decode_row(record) for record in records])
         for _ in batch:
             self._queue.popleft()
-        for _, position in batch:
+        for _, position, _ in batch:
             if position is not None and position > self._shipped_to:
                 self._shipped_to = position
 
@@ -222,8 +225,7 @@ class Shipper:
 
     async def _ship(self, rows: Sequence[LedgerRow]) -> None:
         try:
-            inserted = await self._send(rows)
-            self.shipped_total += inserted
+            self.shipped_total += await ledger.ship(self._database, rows)
         except RowsRefused:
             if len(rows) == 1:
                 await asyncio.to_thread(_set_aside, self._journal.folder, rows[0])
@@ -235,8 +237,8 @@ class Shipper:
             for row in rows:
                 await self._ship([row])
 
-    async def _send(self, rows: Sequence[LedgerRow]) -> int:
-        return await ledger.ship(self._database, rows) if rows else 0
+    async def _send(self, records: Sequence[bytes], charges: set[Charge]) -> int:
+        return await ledger.ship_encoded(self._database, records, charges)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], seconds: float, *, at_once: bool = False) -> None:
         pause = 0.0 if at_once else seconds

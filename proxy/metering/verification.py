@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from proxy.metering.adoption import decode_row, segment_number, segment_paths
+from proxy.metering.adoption import segment_number, segment_paths
 from proxy.metering.segments import LOCK, SETTLE, SHIPPED, Position, read_position_note, read_records
-from proxy.storage.ledger import LedgerRow, storable
+from proxy.storage.ledger import LedgerRow, decode_row, storable
 from proxy.storage.postgres import Database
 from proxy.storage.verify import MAX_SHOWN, Check, Difference, find_rows
 

@@ -283,7 +283,7 @@ class Relay:
 
     async def _set_aside(self, caller: Caller, attempt: Attempt) -> None:
         tier = attempt.asked_service_tier
-        ceiling = self._prices.ceiling(
+        ceiling = attempt.ceiling = self._prices.ceiling(
             attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, tier
         )
         if ceiling.state == "unknown":

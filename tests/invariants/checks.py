@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from proxy.metering.adoption import decode_row
 from proxy.metering.segments import SETTLE
+from proxy.storage.ledger import decode_row
 from tests.invariants.world import (
     CACHED_PICO,
     INPUT_PICO,

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from proxy.errors import GatewayFault, PolicyError
 from proxy.exchange import Attempt, Caller, Exchange, Usage
-from proxy.metering.adoption import decode_row
 from proxy.metering.segments import SETTLE
+from proxy.storage.ledger import decode_row
 from tests.invariants import checks
 from tests.invariants.world import CALLERS, DEPLOYMENT, Done, Key, Worker, World
 

@@ -20,13 +20,13 @@ from proxy.admission.budgets import Budgets
 from proxy.config import Deployment, Ledger, PriceOverride, Prices, Provider
 from proxy.exchange import Attempt, Budget, Caller, Exchange, Usage
 from proxy.metering import segments
-from proxy.metering.adoption import Estate, decode_row, find_estates
+from proxy.metering.adoption import Estate, find_estates
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
 from proxy.metering.segments import Disk, Position
 from proxy.metering.tokens import Tokenizer
-from proxy.storage.ledger import LedgerRow
+from proxy.storage.ledger import Charge, LedgerRow, decode_row
 from tests.leases import ModelPostgres
 
 KEYS = (Budget("key-a", "key", "a", 4_000_000, 60), Budget("key-b", "key", "b", 1_500_000))
@@ -130,7 +130,7 @@ class Worker:
             self.journal, PriceBook(PRICES), offer=self._offer, on_settled=[self._settled], tokenizer=TOKENIZER
         )
 
-    def _offer(self, record: bytes, position: Position | None) -> None:
+    def _offer(self, record: bytes, position: Position | None, charge: Charge) -> None:
         self.queue.append(decode_row(record))
 
     def _settled(self, exchange: Exchange, attempt: Attempt) -> None:
