@@ -167,7 +167,8 @@ class Shipper:
         batch = list(itertools.islice(self._queue, self._settings.batch_rows))
         records = [record for record, _, _ in batch]
         try:
-            self.shipped_total += await self._send(records, {charge for _, _, charge in batch})
+            inserted = await self._send(records, {charge for _, _, charge in batch})
+            self.shipped_total += inserted
         except RowsRefused:
             await self._ship([decode_row(record) for record in records])
         for _ in batch:
@@ -225,7 +226,8 @@ class Shipper:
 
     async def _ship(self, rows: Sequence[LedgerRow]) -> None:
         try:
-            self.shipped_total += await ledger.ship(self._database, rows)
+            inserted = await ledger.ship(self._database, rows)
+            self.shipped_total += inserted
         except RowsRefused:
             if len(rows) == 1:
                 await asyncio.to_thread(_set_aside, self._journal.folder, rows[0])
