@@ -18,7 +18,7 @@ from proxy.config import Deployment, Model, Provider
 from proxy.config import History as Settings
 from proxy.errors import PolicyError, UpstreamError
 from proxy.exchange import Attempt, Budget, Caller, Exchange, Hold
-from proxy.metering.history import MAX_ERROR_CHARS, Detail, History, encode_row
+from proxy.metering.history import BATCH_ROWS, MAX_ERROR_CHARS, Detail, History, encode_row
 from proxy.providers import Notice
 from proxy.routing.plan import Plan, Step
 from proxy.storage.ledger import make_partitions, ship
@@ -179,18 +179,13 @@ async def test_what_cannot_be_encoded_is_dropped_and_counted(db: Database) -> No
 
 
 async def test_without_room_and_without_postgres_requests_are_dropped_and_counted(db: Database) -> None:
-    history = History(db, max_closed=3, max_waiting_rows=5)
-    for _ in range(4):
-        history.note(exchange())
-    assert history.dropped_total == 1
+    history = History(db, max_waiting_rows=5)
     await db.close()
-    with pytest.raises(Unavailable):
-        await history.ship()
-    for _ in range(3):
+    for _ in range(7):
         history.note(exchange())
+    assert (history.queue_depth, history.dropped_total) == (5, 2)
     with pytest.raises(Unavailable):
         await history.ship()
-    assert (history.queue_depth, history.dropped_total) == (5, 2)
     await history.close()
     assert history.dropped_total == 7
     await db.open()
@@ -202,18 +197,18 @@ async def test_without_room_and_without_postgres_requests_are_dropped_and_counte
     assert (small.dropped_total, small.written_total) == (1, 0)
 
 
-async def test_an_error_in_the_queue_holds_no_frames_and_no_text(db: Database) -> None:
+async def test_a_full_batch_does_not_wait_for_its_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.metering.history.INTERVAL_SECONDS", 3_600.0)
     history = History(db)
-    one = attempt()
-    one.delivered_text.append("much")
-    try:
-        raise UpstreamError("No.") from ValueError("why")
-    except UpstreamError as error:
-        history.note(exchange(error=error, attempts=[one]))
-        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
-    assert one.delivered_text == []
-    await history.ship()
-    assert history.written_total == 1
+    running = asyncio.create_task(history.run())
+    async with asyncio.timeout(30):
+        for batches in (1, 2):
+            await asyncio.sleep(0.05)
+            for _ in range(BATCH_ROWS):
+                history.note(exchange())
+            while history.written_total < batches * BATCH_ROWS:
+                await asyncio.sleep(0.005)
+    running.cancel()
 
 
 async def test_the_task_ships_goes_on_without_postgres_and_forgets_once_an_hour(db: Database) -> None:

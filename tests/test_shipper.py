@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.config import Ledger
 from proxy.exchange import Budget
 from proxy.metering.adoption import segment_paths
 from proxy.metering.segments import LOCK, SHIPPED
@@ -233,3 +235,17 @@ async def test_shipping_goes_on_after_a_mistake_of_ours(
     worker.settle(1)
     await until(lambda: worker.shipper.shipped_total == 1)
     assert "stumbled" in caplog.text
+
+
+async def test_a_full_batch_does_not_wait_for_its_time(tmp_path: Path, db: Database) -> None:
+    slow = Ledger(segment_bytes=65_536, fsync_interval_seconds=0.001, ship_interval_seconds=3_600, batch_rows=20)
+    worker = Worker(tmp_path, db, slow)
+    worker.shipper.start()
+    for batches in (1, 2):
+        for number in range(20):
+            worker.settle(batches * 100 + number)
+        async with asyncio.timeout(30):
+            while worker.shipper.shipped_total < batches * 20:
+                await asyncio.sleep(0.005)
+    await worker.shipper.close()
+    await worker.journal.close()

@@ -1,14 +1,15 @@
 """
 The request history: one row for each request of a known caller, refused ones too, with what explains it later.
 
-It is a log, not money. On the path it is one reference in a queue; a task encodes and ships what has gathered. While
-Postgres is away rows wait, and those that find no room are dropped and counted. What it cost is not asked here but of
-the ledger, which drops nothing.
+It is a log, not money. On the path it is encoded, which is cheaper than to keep the request alive; a task ships what
+has gathered. While Postgres is away rows wait, and those that find no room are dropped and counted. What it cost is not
+asked here but of the ledger, which drops nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -28,11 +29,8 @@ from proxy.telemetry.logs import mask
 
 log = logging.getLogger("strata.metering")
 
-MAX_CLOSED = 10_000
 MAX_WAITING_ROWS = 20_000
 MAX_WAITING_BYTES = 32_000_000
-ENCODE_SLICE = 50
-"""Rows encoded before the event loop has its turn."""
 BATCH_ROWS = 200
 INTERVAL_SECONDS = 0.5
 FORGET_SECONDS = 3_600.0
@@ -114,8 +112,7 @@ class History:
         settings: Settings | None = None,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        max_closed: int = MAX_CLOSED,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
         max_waiting_rows: int = MAX_WAITING_ROWS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
@@ -126,11 +123,10 @@ class History:
         self._retention_seconds = (settings or Settings()).retention_seconds
         self._database = database
         self._clock_ns = clock_ns
-        self._sleep = sleep
-        self._max_closed = max_closed
+        self._sleep = sleep or self._until_full
         self._max_waiting_rows = max_waiting_rows
         self._max_waiting_bytes = max_waiting_bytes
-        self._closed: deque[tuple[Exchange, int]] = deque()
+        self._full = asyncio.Event()
         self._waiting: deque[bytes] = deque()
         """Encoded: as objects they would be five times as large."""
         self._waiting_bytes = 0
@@ -138,24 +134,29 @@ class History:
 
     @property
     def queue_depth(self) -> int:
-        return len(self._closed) + len(self._waiting)
+        return len(self._waiting)
 
     def note(self, exchange: Exchange) -> None:
         """A request is over. Without a known caller it is counted elsewhere, and leaves no row."""
         if exchange.caller is None or not self.enabled:
             return
-        if len(self._closed) >= self._max_closed:
+        try:
+            row = encode_row(exchange, self._clock_ns())
+        except Exception:
+            log.exception("request %s cannot be put into the history", exchange.request_id)
             self.dropped_total += 1
             return
-        if exchange.error is not None:
-            # Its frames hold the whole request; the error itself has all that is wanted.
-            exchange.error.__traceback__ = exchange.error.__cause__ = exchange.error.__context__ = None
-        for attempt in exchange.attempts:
-            attempt.delivered_text.clear()  # settled by now, and it may be megabytes
-        self._closed.append((exchange, self._clock_ns()))
+        waiting = self._waiting
+        if len(waiting) >= self._max_waiting_rows or self._waiting_bytes + len(row) > self._max_waiting_bytes:
+            self.dropped_total += 1
+            return
+        waiting.append(row)
+        self._waiting_bytes += len(row)
+        if len(waiting) == BATCH_ROWS:
+            self._full.set()
 
     async def run(self) -> None:
-        """Twice a second what has gathered, once an hour what is too old; goes on when Postgres is away."""
+        """Twice a second, or when a batch has gathered; once an hour what is too old. Goes on when Postgres is away."""
         while True:
             try:
                 await self.ship()
@@ -166,7 +167,7 @@ class History:
 
     async def ship(self) -> None:
         """Everything that is closed by now. Raises Unavailable; nothing that had room is lost."""
-        await self._encode_closed()
+        self._full.clear()
         while self._waiting:
             batch = list(itertools.islice(self._waiting, BATCH_ROWS))
             written = await self._insert(batch)
@@ -185,6 +186,10 @@ class History:
             self.dropped_total += self.queue_depth
             log.warning("%d requests are left out of the history: the database is away", self.queue_depth)
 
+    async def _until_full(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._full.wait(), seconds)
+
     async def _insert(self, batch: Sequence[bytes]) -> int:
         """How many Postgres took: one bad row must not hold up the others."""
         try:
@@ -195,26 +200,6 @@ class History:
                 return 0
             return sum([await self._insert([row]) for row in batch])
         return len(batch)
-
-    async def _encode_closed(self) -> None:
-        number = 0
-        while self._closed:
-            number += 1
-            exchange, ended_ns = self._closed.popleft()
-            try:
-                row = encode_row(exchange, ended_ns)
-            except Exception:
-                log.exception("request %s cannot be put into the history", exchange.request_id)
-                self.dropped_total += 1
-                continue
-            full = self._waiting_bytes + len(row) > self._max_waiting_bytes
-            if full or len(self._waiting) >= self._max_waiting_rows:
-                self.dropped_total += 1
-            else:
-                self._waiting.append(row)
-                self._waiting_bytes += len(row)
-            if number % ENCODE_SLICE == 0:
-                await asyncio.sleep(0)
 
     async def _forget(self) -> None:
         now_ns = self._clock_ns()

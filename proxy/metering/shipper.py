@@ -9,6 +9,7 @@ the order: a position is noted as shipped only after everything before it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -69,6 +70,8 @@ class Shipper:
         """Encoded, as Postgres gets it: as objects they would push what is hot out of the caches."""
         self._behind = False
         """Rows are missing from the queue: after what is in it, go on from the journal."""
+        self._full = asyncio.Event()
+        """A batch is waiting: it need not grow old, and a short queue stays in the processor's caches."""
         self._shipped_to = Position(1, 0)
         self._oldest_unqueued_ms = 0
         self._turn = asyncio.Lock()
@@ -80,6 +83,8 @@ class Shipper:
             return
         if len(self._queue) < self._max_queued_rows:
             self._queue.append((record, position, charge))
+            if len(self._queue) == self._settings.batch_rows:
+                self._full.set()
         else:
             self._behind = True
             self._oldest_unqueued_ms = _ended_ms(decode_row(record))
@@ -108,7 +113,7 @@ class Shipper:
         """Begins to ship and to adopt; needs the running loop."""
         interval = self._settings.ship_interval_seconds
         self._tasks = [
-            asyncio.create_task(self._repeat(self.ship_pending, interval), name="ship"),
+            asyncio.create_task(self._repeat(self.ship_pending, interval, wake=self._full), name="ship"),
             asyncio.create_task(self._repeat(self.adopt, self._adoption_seconds, at_once=True), name="adopt"),
         ]
 
@@ -140,6 +145,7 @@ class Shipper:
     async def ship_pending(self) -> None:
         """Ships until nothing is left. Raises GatewayFault when Postgres is away; what was shipped is not forgotten."""
         async with self._turn:
+            self._full.clear()
             while self._queue or self._behind:
                 if self._queue:
                     await self._ship_queued()
@@ -242,11 +248,23 @@ class Shipper:
     async def _send(self, records: Sequence[bytes], charges: set[Charge]) -> int:
         return await ledger.ship_encoded(self._database, records, charges)
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]], seconds: float, *, at_once: bool = False) -> None:
+    async def _repeat(
+        self,
+        work: Callable[[], Awaitable[None]],
+        seconds: float,
+        *,
+        at_once: bool = False,
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        """`wake` cuts a pause short, but not while Postgres is away."""
         pause = 0.0 if at_once else seconds
         away = False
         while True:
-            await asyncio.sleep(pause)
+            if wake is None or away:
+                await asyncio.sleep(pause)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(wake.wait(), pause)
             try:
                 await work()
                 pause, away = seconds, False
