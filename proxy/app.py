@@ -30,6 +30,7 @@ from proxy.edge.callers import Callers
 from proxy.edge.chat import Chat
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
+from proxy.edge.prices import PricesPage
 from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.requests import Requests
 from proxy.edge.site import site
@@ -38,6 +39,7 @@ from proxy.metering.alerts.watch import Watch
 from proxy.metering.history import History
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
+from proxy.metering.price_list import listed
 from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
 from proxy.routing.plan import Router
@@ -193,9 +195,11 @@ class Gateway:
             token=self.config.metrics.token,
         )
         alerts = AlertsPage(Callers(self.gate), self.config.alerts, lambda: last_alerts(self.database))
+        prices = PricesPage(Callers(self.gate), lambda: listed(self.config, self.prices), self.prices.date)
         requests = Requests(Callers(self.gate), self.database)
         routes = [
             Route("/api/alerts", alerts.show),
+            Route("/api/prices", prices.show),
             Route("/api/requests", requests.list),
             Route("/api/requests/{id:path}", requests.show),
             Route("/healthz", ops.healthz),

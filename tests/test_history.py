@@ -208,6 +208,7 @@ async def test_a_full_batch_does_not_wait_for_its_time(db: Database, monkeypatch
                 history.note(exchange())
             while history.written_total < batches * BATCH_ROWS:
                 await asyncio.sleep(0.005)
+    assert history.queue_depth == 0
     running.cancel()
 
 

@@ -247,5 +247,6 @@ async def test_a_full_batch_does_not_wait_for_its_time(tmp_path: Path, db: Datab
         async with asyncio.timeout(30):
             while worker.shipper.shipped_total < batches * 20:
                 await asyncio.sleep(0.005)
+    assert worker.shipper.queue_depth == 0
     await worker.shipper.close()
     await worker.journal.close()
