@@ -22,7 +22,10 @@ models:
 prices:
   models:
     gpu/dear:
-      {{input: 0.25, output: 2, tiers: [{{above: 1000, input: 0.5}}], service_tiers: {{flex: {{input: 0.1, output: 1}}}}}}
+      input: 0.25
+      output: 2
+      tiers: [{{above: 1000, input: 0.5}}]
+      service_tiers: {{flex: {{input: 0.1, output: 1}}}}
 alerts:
   channels:
     pager: {{type: webhook, url: "https://hooks.example.com/x", secret: whsec-0123456789abcdef}}

@@ -1,0 +1,127 @@
+"""
+`python -m bench.pieces`: what single pieces of the path cost, in this process alone: a price, a ceiling, the digest of
+a key, and for each API a request translated, an answer and a chunk translated back.
+
+The least of several repeats counts: everything above it is the machine's noise. Requests and answers are the golden
+cases of the tests.
+"""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from proxy.admission.keys import digest, new_key
+from proxy.config import Deployment, Provider
+from proxy.dialects.openai import Envelope, stamp_completion
+from proxy.errors import GatewayError
+from proxy.exchange import Attempt, Usage
+from proxy.metering.price_lines import price_of
+from proxy.metering.prices import PriceBook
+from proxy.upstream.framing import SSE
+from proxy.upstream.readers import TranslatedReader
+from tests.golden import CASES, Case
+
+REPEATS = 7
+SECONDS = 0.02
+NOW_MS = 1_790_000_000_000
+OPENAI = Deployment(provider=Provider(name="openai", api_base="https://api.openai.com/v1"), model="gpt-5-mini")
+
+
+class Piece(NamedTuple):
+    name: str
+    microseconds: float
+    note: str = ""
+
+
+def cost_us(work: Callable[[], object]) -> float:
+    """Microseconds a call, the least of several repeats."""
+    timer = timeit.Timer(work)
+    once = max(timer.timeit(1), 1e-7)
+    number = max(1, int(SECONDS / once))
+    return min(timer.repeat(REPEATS, number)) / number * 1e6
+
+
+def money() -> Iterator[Piece]:
+    book = PriceBook()
+    usage = Usage(input=800, cache_read=200, output=300, reasoning=100)
+    line = book.current_lines(OPENAI)[""][0]
+    yield Piece("a price, its line known", cost_us(lambda: price_of(line, usage)))
+    yield Piece("a price, by deployment", cost_us(lambda: book.cost(OPENAI, usage, NOW_MS)))
+    yield Piece("a ceiling", cost_us(lambda: book.ceiling(OPENAI, 1000, 4096)))
+    key, pepper = new_key().encode(), b"p" * 32
+    yield Piece("the digest of a key", cost_us(lambda: digest(key, pepper)))
+
+
+def translation(api: str, cases: list[Case]) -> Iterator[Piece]:
+    """What the translator of one API costs, over its golden cases that end well."""
+    requests = [cost_us(work) for work in filter(None, map(_encoding, cases))]
+    answers = [cost_us(work) for work in filter(None, map(_decoding, cases))]
+    for name, spent in (("a request", requests), ("a whole answer", answers)):
+        if spent:
+            yield Piece(f"{api}: {name}", sum(spent) / len(spent), f"{len(spent)} cases, the dearest {max(spent):.1f}")
+    chunks = [(cost_us(work), count) for work, count in filter(None, map(_streaming, cases))]
+    if chunks:
+        each = [spent / count for spent, count in chunks]
+        mean = sum(spent for spent, _ in chunks) / sum(count for _, count in chunks)
+        yield Piece(f"{api}: a chunk", mean, f"{len(chunks)} streams, the dearest {max(each):.1f} a chunk")
+
+
+def _encoding(case: Case) -> Callable[[], object] | None:
+    translator, chat, target = case.translator, case.client_request, case.target
+    return _if_good(lambda: translator.encode_request(chat, target))
+
+
+def _decoding(case: Case) -> Callable[[], object] | None:
+    path = case.folder / "3_upstream_response.json"
+    if not path.exists():
+        return None
+    translator, body = case.translator, path.read_bytes()
+
+    def decode() -> bytes:
+        completion = translator.decode_response(body)
+        return stamp_completion(completion, id="chatcmpl-1", created=1, model="m", cost=0.1, notices=())
+
+    return _if_good(decode)
+
+
+def _streaming(case: Case) -> tuple[Callable[[], object], int] | None:
+    """From framed events to the bytes that the client gets, and how many events those are."""
+    stream = case.stream
+    if stream is None:
+        return None
+    framing = SSE()
+    arrived = [*framing.feed(stream), *framing.close()]
+    translator = case.translator
+
+    def decode() -> bytes:
+        envelope = Envelope(id="chatcmpl-1", created=1, model="m")
+        attempt = Attempt(1, OPENAI, 0)
+        reader = TranslatedReader(translator.stream_decoder(), attempt, envelope, True, lambda details, calls: None)
+        shown = [reader.feed(event) for event in arrived]
+        return b"".join([*shown, reader.close(), reader.ending(0.1)])
+
+    work = _if_good(decode)
+    return (work, len(arrived)) if work is not None else None
+
+
+def _if_good(work: Callable[[], object]) -> Callable[[], object] | None:
+    """None for a case that is about an error."""
+    try:
+        work()
+    except GatewayError:
+        return None
+    return work
+
+
+def main() -> None:
+    by_api: dict[str, list[Case]] = {}
+    for case in CASES:
+        by_api.setdefault(case.api, []).append(case)
+    for piece in [*money(), *(piece for api, cases in by_api.items() for piece in translation(api, cases))]:
+        print(f"{piece.name:32} {piece.microseconds:8.2f} µs   {piece.note}".rstrip())
+
+
+if __name__ == "__main__":
+    main()
