@@ -30,6 +30,8 @@ MODELS = {
     "mistral": "mistral-large-latest",
 }
 """A model that can do what its API can."""
+OPTIONS = {"project": "p", "region": "us-central1"}
+"""Settings without which some API has no address."""
 
 TOOL = {
     "type": "function",
@@ -145,8 +147,9 @@ def table() -> str:
 
 def _translated(translator: Translator, api: str, fields: Json) -> tuple[Any, tuple[Notice, ...]]:
     chat = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
-    request = translator.encode_request(chat, Target(MODELS.get(api, "m"), max_output_tokens=8192))
-    return (request.path, request.body), request.notices
+    target = Target(MODELS.get(api, "m"), options=OPTIONS, max_output_tokens=8192)
+    request = translator.encode_request(chat, target)
+    return (request.path, dict(request.headers), request.body), request.notices
 
 
 if __name__ == "__main__":

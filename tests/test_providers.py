@@ -21,6 +21,14 @@ REQUIRED = {
         redacted-thinking signature-roundtrip cache-read cache-write cumulative-usage usage-in-message-delta
         refusal empty-content unicode-line-separator error-mid-stream overloaded truncated non-json-error
         rate-limited long-history""",
+    "gemini": """text text-stream system image audio pdf tools tools-stream parallel-tools parallel-tools-stream
+        tool-results tool-without-arguments-stream arguments-in-pieces tool-choice-any tool-choice-named json-schema
+        json-object stop reasoning reasoning-stream signature-roundtrip cache-read cumulative-usage usage-by-modality
+        refusal prompt-blocked prompt-blocked-stream malformed-call empty-content several-candidates logprobs grounding
+        unicode-line-separator error-mid-stream refused-in-an-array overloaded truncated non-json-error rate-limited
+        our-key-refused prompt-too-long""",
+    "vertex": """text text-stream tools-stream claude claude-stream claude-tools-stream truncated claude-truncated
+        claude-error-mid-stream our-account-refused model-not-found""",
     "openai": "text stream tools-stream error quirks usage-on-last-choice reasoning-field",
 }
 

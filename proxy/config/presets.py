@@ -31,11 +31,36 @@ class Preset(NamedTuple):
     """Options and secrets without which it is off."""
     quirks: Mapping[str, object] = NONE
     """How it differs from its API; see `proxy.providers.quirks`. The file's own come on top."""
+    also: tuple[str, ...] = ()
+    """Other variables that may hold the key."""
+    regions: Mapping[str, str] = NONE
+    """Regions whose address is not made like that of the others."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Those that may hold the key, the usual one first."""
+        return (self.variable, *self.also) if self.variable else ()
 
 
 PRESETS: dict[str, Preset] = {
     "openai": Preset("https://api.openai.com/v1", "OPENAI_API_KEY", bills_after_abort=False),
     "anthropic": Preset("https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False),
+    "gemini": Preset(
+        "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY", api="gemini", also=("GOOGLE_API_KEY",)
+    ),
+    "vertex": Preset(
+        "https://{region}-aiplatform.googleapis.com",
+        None,
+        api="vertex",
+        options={"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_LOCATION"},
+        secrets={"access_token": "", "credentials": "GOOGLE_APPLICATION_CREDENTIALS"},
+        needs=("project", "region"),
+        regions={
+            "global": "https://aiplatform.googleapis.com",
+            "us": "https://aiplatform.us.rep.googleapis.com",
+            "eu": "https://aiplatform.eu.rep.googleapis.com",
+        },
+    ),
     "groq": Preset("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
     "deepseek": Preset("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", bills_after_abort=False),
     "xai": Preset("https://api.x.ai/v1", "XAI_API_KEY", bills_after_abort=False),

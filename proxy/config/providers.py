@@ -66,7 +66,7 @@ class Providers:
                 value = resolver.resolve(entry.value, lambda _, reason, seen=missing: seen.setdefault(reason))  # type: ignore[misc]
                 self._read_one(name, at, value, list(missing), before)
         for name, preset in PRESETS.items():
-            if preset.variable and self._environ.get(preset.variable):
+            if any(self._environ.get(variable) for variable in preset.variables):
                 self.find(name, Mark("environment"))
         self.on[SIM] = Provider(name=SIM, api="openai", api_base=SIM_API_BASE, quirks=SIM_QUIRKS)
 
@@ -140,11 +140,12 @@ class Providers:
                 variable = preset.options.get(name) or preset.secrets.get(name)
                 return fields, f"{variable} is not set" if variable else f"it needs {name}"
         if "api_base" not in fields:
-            fields["api_base"] = preset.api_base.format_map(options)
+            fields["api_base"] = preset.regions.get(options.get("region", ""), preset.api_base).format_map(options)
         if "api_key" not in fields and preset.variable:
-            if not found(preset.variable):
+            keys = [key for variable in preset.variables if (key := found(variable))]
+            if not keys:
                 return fields, f"{preset.variable} is not set"
-            fields["api_key"] = Secret(found(preset.variable))
+            fields["api_key"] = Secret(keys[0])
         return fields, ""
 
     def _check_headers(self, node: Node | None, path: str, fields: dict[str, Any]) -> None:

@@ -75,7 +75,9 @@ def unknown_key(name: str, at: Mark, path: str, known: list[str], report: Report
 
 
 def flag_inline_secret(node: Node | None, path: str, variable: str, report: Report) -> None:
-    """Warns of a key that is written in the file itself."""
+    """Warns of a key that is written in the file itself. The name of a file with one is none."""
     if not isinstance(node, ScalarNode) or node.origin or not (looks_like_key(node.text) or len(node.text) >= 20):
+        return
+    if node.text.endswith(".json"):
         return
     report.warning(node.at, f"{path}: this looks like a key; use ${{{variable}}}.")

@@ -50,6 +50,8 @@ class UpstreamRequest(NamedTuple):
     body: Json
     headers: Mapping[str, str] = MappingProxyType({})
     notices: tuple[Notice, ...] = ()
+    service_tier: str = ""
+    """The tier it asks to be served at, where the body does not say so under OpenAI's own name."""
 
 
 @dataclass(frozen=True, slots=True)

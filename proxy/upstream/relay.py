@@ -170,7 +170,7 @@ class Relay:
             # A token is at least one byte, so the body's length bounds the input without a tokenizer.
             input_tokens_bound=len(body),
             output_tokens_bound=_output_bound(asked, road.target),
-            asked_service_tier=str(request.body.get("service_tier") or ""),
+            asked_service_tier=request.service_tier or str(request.body.get("service_tier") or ""),
         )
         caller = exchange.caller
         if caller is not None and (caller.budgets or self._block_unpriced):

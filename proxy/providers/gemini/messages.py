@@ -1,0 +1,165 @@
+"""
+An OpenAI conversation as Gemini's: instructions apart, turns of user and model in which every function's result comes
+first. A result needs the name of its function, which OpenAI says only in the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from proxy.errors import CallerError
+from proxy.providers import Json, Notice
+from proxy.providers.gemini.content import content_parts
+from proxy.providers.gemini.models import Model
+from proxy.providers.gemini.reasoning import UNSIGNED, replayed_thoughts, signature_of
+
+_KNOWN = frozenset(
+    {"role", "content", "refusal", "tool_calls", "tool_call_id", "annotations", "images", "reasoning_content",
+     "reasoning", "reasoning_details", "thinking_blocks", "function_call", "extra_content"}
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What `messages` amounts to. `system` and the turns' `parts` are lists of parts."""
+
+    model: Model
+    system: list[Json] = field(default_factory=list)
+    turns: list[Json] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    """Of the functions that were called, by the id of the call."""
+
+    def add(self, role: str, parts: Iterable[Json]) -> None:
+        """To the open turn, if it is this role's: neighbours of one role are one turn."""
+        parts = list(parts)
+        if not parts:
+            return
+        if self.turns and self.turns[-1]["role"] == role:
+            self.turns[-1]["parts"] += parts
+        else:
+            self.turns.append({"role": role, "parts": parts})
+
+    def notice(self, param: str, message: str, *, lost: bool = True) -> None:
+        """Says it once, however many messages give cause."""
+        notice = Notice(param, message, lost)
+        if notice not in self.notices:
+            self.notices.append(notice)
+
+
+def encode_messages(messages: list[Json], model: Model) -> Conversation:
+    """Raises CallerError with the path of what cannot be said to Gemini."""
+    talk = Conversation(model)
+    for number, message in enumerate(messages):
+        param = f"messages[{number}]"
+        _notice_strangers(talk, message)
+        match message["role"]:
+            case "system" | "developer":
+                if talk.turns:
+                    told = "Gemini takes instructions only at the front; this one was moved there."
+                    talk.notice(param, told, lost=False)
+                talk.system += content_parts(message, param, model, talk.notice, only_text=True)
+            case "user":
+                talk.add("user", content_parts(message, param, model, talk.notice))
+            case "assistant":
+                talk.add("model", _model_parts(message, param, talk))
+            case "tool":
+                talk.add("user", _result_parts(message, param, talk))
+            case role:
+                raise CallerError(
+                    f'{param} has the role "{role}", which Gemini does not know; use "tool" with a tool_call_id.',
+                    param=f"{param}.role",
+                )
+    if not talk.turns:
+        raise CallerError("Gemini needs at least one message that is not an instruction.", param="messages")
+    for turn in talk.turns:
+        if turn["role"] == "user":
+            turn["parts"].sort(key=lambda part: "functionResponse" not in part)
+    return talk
+
+
+def _model_parts(message: Json, param: str, talk: Conversation) -> list[Json]:
+    if message.get("function_call"):
+        raise CallerError(
+            f"{param}.function_call is the old form of tool_calls; use tool_calls.", param=f"{param}.function_call"
+        )
+    spoken = content_parts(message, param, talk.model, talk.notice)
+    if message.get("refusal") and not spoken:
+        spoken = [{"text": message["refusal"]}]
+    thoughts, signature = replayed_thoughts(message, talk.notice)
+    if signature:
+        # it belongs to the end of the text, and stands on an empty one where there is none
+        spoken = [*spoken[:-1], {**(spoken[-1] if spoken else {"text": ""}), "thoughtSignature": signature}]
+    return [*thoughts, *spoken, *_calls(message, param, talk)]
+
+
+def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
+    parts = []
+    for number, call in enumerate(message.get("tool_calls") or ()):
+        path = f"{param}.tool_calls[{number}]"
+        function = call.get("function")
+        if not function:
+            raise CallerError(f"{path} is not a function call; Gemini knows no other kind.", param=f"{path}.type")
+        talk.names[call["id"]] = function["name"]
+        arguments = _arguments(function.get("arguments"), f"{path}.function.arguments")
+        part: Json = {"functionCall": {"id": call["id"], "name": function["name"], "args": arguments}}
+        signature = signature_of(call, message)
+        if signature:
+            part["thoughtSignature"] = signature
+        elif number == 0 and talk.model.signs_calls:
+            part["thoughtSignature"] = UNSIGNED
+            told = "A tool call came back without its extra_content, where Gemini signs it; the check was skipped."
+            talk.notice("messages[].tool_calls[].extra_content", told, lost=False)
+        parts.append(part)
+    return parts
+
+
+def _arguments(text: Any, param: str) -> Json:
+    if not isinstance(text, str) or not text.strip():
+        return {}
+    try:
+        arguments = msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise CallerError(f"{param} must be a JSON object in a string.", param=param)
+    return arguments
+
+
+def _result_parts(message: Json, param: str, talk: Conversation) -> list[Json]:
+    """The result, and media beside it: within it from Gemini 3 on, after it before."""
+    id = message.get("tool_call_id")
+    name = talk.names.get(id) if isinstance(id, str) else None
+    if name is None:
+        raise CallerError(
+            f"{param} answers the tool call {id!r:.80}, which no message before it made.", param=f"{param}.tool_call_id"
+        )
+    parts = content_parts(message, param, talk.model, talk.notice)
+    media = [part for part in parts if "text" not in part]
+    text = "\n".join(part["text"] for part in parts if "text" in part)
+    result: Json = {"id": id, "name": name, "response": _response(text)}
+    if media and talk.model.signs_calls:
+        return [{"functionResponse": {**result, "parts": media}}]
+    return [{"functionResponse": result}, *media]
+
+
+def _response(text: str) -> Json:
+    """A JSON object is the response itself; anything else is its `output`, which is Google's own name for it."""
+    if text.lstrip().startswith("{"):
+        try:
+            response = msgspec.json.decode(text)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            response = None
+        if isinstance(response, dict):
+            return response
+    return {"output": text}
+
+
+def _notice_strangers(talk: Conversation, message: Json) -> None:
+    for name, value in message.items():
+        if name not in _KNOWN and value not in (None, "", []):
+            talk.notice(f"messages[].{name}", f"Gemini has no {name} in messages; it was left out.")
