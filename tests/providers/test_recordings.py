@@ -109,6 +109,96 @@ def test_recorded_anthropic_answers() -> None:
     assert count > 100
 
 
+def google_events(stream: bytes) -> list[Json]:
+    return [msgspec.json.decode(line[5:]) for line in stream.splitlines() if line.startswith(b"data:")]
+
+
+def check_google(completion: Json, events: list[Json], id: str) -> None:
+    """Text, calls and usage, read from the events in the plainest way."""
+    parts = [part for event in events for part in event["candidates"][0].get("content", {}).get("parts", ())]
+    (choice,) = completion["choices"]
+    message = choice["message"]
+    if not any("executableCode" in part for part in parts):
+        texts = [part["text"] for part in parts if "text" in part and not part.get("thought")]
+        assert (message["content"] or "") == "".join(texts), id
+    thoughts = [part["text"] for part in parts if part.get("thought")]
+    assert message.get("reasoning_content", "") == "".join(thoughts), id
+    native = [part for part in parts if part.get("functionCall", {}).get("name")]
+    calls = message.get("tool_calls", [])
+    assert [call["function"]["name"] for call in calls] == [part["functionCall"]["name"] for part in native], id
+    signed = [part.get("thoughtSignature") for part in native]
+    assert [call.get("extra_content", {}).get("google", {}).get("thought_signature") for call in calls] == signed, id
+    for call, part in zip(calls, native, strict=True):
+        if not part["functionCall"].get("willContinue"):
+            assert msgspec.json.decode(call["function"]["arguments"]) == part["functionCall"].get("args", {}), id
+    usage: Json = {}
+    for event in events:
+        usage |= event.get("usageMetadata", {})
+    prompt = usage.get("promptTokenCount", 0) + usage.get("toolUsePromptTokenCount", 0)
+    answered = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
+    told = completion["usage"]
+    assert (told["prompt_tokens"], told["completion_tokens"]) == (prompt, answered), id
+    assert told["total_tokens"] == usage.get("totalTokenCount", prompt + answered), id
+
+
+@pytest.mark.parametrize(("provider", "least"), [("gemini", 70), ("vertex", 10)])
+def test_recorded_streams_of_google(provider: str, least: int) -> None:
+    count = 0
+    for id, text in streams(provider, "streamGenerateContent"):
+        stream = text.rstrip() + b"\n\n"  # some were stored without the end of their last line
+        chunks = decode(load(provider), [stream[i : i + 7] for i in range(0, len(stream), 7)])
+        assert "error" not in chunks[-1], id
+        check_invariants(chunks)
+        check_google(fold(chunks), google_events(stream), id)
+        count += 1
+    assert count > least
+
+
+@pytest.mark.parametrize(("provider", "least"), [("gemini", 40), ("vertex", 25)])
+def test_recorded_answers_of_google(provider: str, least: int) -> None:
+    count = 0
+    for id, native in wholes(provider, "generateContent"):
+        if "candidates" not in native:
+            continue
+        check_google(load(provider).decode_response(msgspec.json.encode(native)), [native], id)
+        count += 1
+    assert count > least
+
+
+def test_recorded_answers_of_claude_on_vertex() -> None:
+    count = 0
+    for _, native in wholes("vertex", "rawPredict"):
+        check_usage(load("vertex").decode_response(msgspec.json.encode(native))["usage"], native["usage"])
+        count += 1
+    for id, stream in streams("vertex", "streamRawPredict"):
+        chunks = decode(load("vertex"), [stream])
+        assert "error" not in chunks[-1], id
+        check_invariants(chunks)
+        check_usage(fold(chunks)["usage"], first_message(stream)[0])
+        count += 1
+    assert count > 5
+
+
+def test_a_signature_of_google_goes_back_where_it_was() -> None:
+    """What a client keeps of an answer can be sent again: each signature on the part that carried it."""
+    signed = 0
+    for id, text in streams("gemini", "streamGenerateContent"):
+        stream = text.rstrip() + b"\n\n"
+        message = fold(decode(load("gemini"), [stream]))["choices"][0]["message"]
+        calls = message.get("tool_calls", ())
+        for number, call in enumerate(calls):
+            call.setdefault("id", f"call_{number}")
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "1"} for call in calls]
+        ask = {"role": "user", "content": "Hi"}
+        chat = {"model": "m", "messages": [ask, message, *results, ask]}
+        turn = load("gemini").encode_request(chat, Target(model="gemini-2.5-flash")).body["contents"][1]
+        parts = [part for event in google_events(stream) for part in event["candidates"][0]["content"].get("parts", ())]
+        sent = [part["thoughtSignature"] for part in turn["parts"] if "thoughtSignature" in part]
+        assert sent == [part["thoughtSignature"] for part in parts if "thoughtSignature" in part], id
+        signed += len(sent)
+    assert signed > 40
+
+
 def test_recorded_streams_of_openai_and_its_kin() -> None:
     """Many providers, some of which break off or send errors; the rest keep the invariants, whatever they sent."""
     ended = failed = 0

@@ -6,7 +6,7 @@ https://ai.google.dev/api/caching#Schema lists, and refuse a request with anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxy.providers import Json
@@ -20,6 +20,9 @@ KEPT = frozenset(
 )  # fmt: skip
 """Keywords of the subset whose value stays as it is."""
 FORMATS = {"string": ("enum", "date-time"), "number": ("float", "double"), "integer": ("int32", "int64")}
+GROUPS = ("$defs", "definitions")
+MAX_NODES = 20_000
+MAX_DEPTH = 128
 SILENT = frozenset({"$schema", "$id", "$defs", "definitions", "$comment", "additionalProperties", "strict"})
 """What may go without a word: none of it changes what the model is to write."""
 
@@ -31,38 +34,54 @@ def is_googles(schema: Json) -> bool:
 
 
 def inlined(schema: Json) -> Json:
-    """The schema with its local references put in place, but for those that lead back to themselves."""
+    """
+    The schema with its local references put in place, but for those that lead back to themselves. One that would grow
+    out of all proportion stays as it is.
+    """
     definitions = {
-        f"#/{group}/{name}": found
-        for group in ("$defs", "definitions")
-        for name, found in (schema.get(group) or {}).items()
+        f"#/{group}/{name}": definition
+        for group in GROUPS
         if isinstance(schema.get(group), dict)
+        for name, definition in schema[group].items()
+        if isinstance(definition, dict)
     }
     if not definitions:
         return schema
-    whole: Json = _inlined(schema, definitions, ())
-    kept = _references(whole)
-    if not kept:
-        return {name: value for name, value in whole.items() if name not in ("$defs", "definitions")}
+    try:
+        whole: Json = _Inlining(definitions).put(schema, (), 0)
+    except _Grown:
+        return schema
+    if not _references(whole):
+        return {name: value for name, value in whole.items() if name not in GROUPS}
     # what refers to itself is still looked up in the definitions; so they stay, in their own words
-    return whole | {group: schema[group] for group in ("$defs", "definitions") if group in schema}
+    return whole | {group: schema[group] for group in GROUPS if group in schema}
 
 
-def _inlined(node: Any, definitions: Json, inside: tuple[str, ...]) -> Any:
-    if isinstance(node, list):
-        return [_inlined(item, definitions, inside) for item in node]
-    if not isinstance(node, dict):
-        return node
-    target = node.get("$ref")
-    if isinstance(target, str) and target in definitions:
-        if target in inside:
-            return {"$ref": target}
-        beside = {name: value for name, value in node.items() if name != "$ref"}
-        return _inlined({**definitions[target], **beside}, definitions, (*inside, target))
-    return {
-        name: value if name in ("$defs", "definitions") else _inlined(value, definitions, inside)
-        for name, value in node.items()
-    }
+class _Grown(Exception):
+    """References to references multiply: a few lines can stand for millions."""
+
+
+class _Inlining:
+    def __init__(self, definitions: Mapping[str, Json]) -> None:
+        self._definitions = definitions
+        self._left = MAX_NODES
+
+    def put(self, node: Any, inside: tuple[str, ...], depth: int) -> Any:
+        """The node with what it refers to in place. `inside`: the references that led here."""
+        self._left -= 1
+        if self._left < 0 or depth > MAX_DEPTH:
+            raise _Grown
+        if isinstance(node, list):
+            return [self.put(item, inside, depth + 1) for item in node]
+        if not isinstance(node, dict):
+            return node
+        target = node.get("$ref")
+        if isinstance(target, str) and target in self._definitions:
+            if target in inside:
+                return {"$ref": target}
+            beside = {name: value for name, value in node.items() if name != "$ref"}
+            return self.put({**self._definitions[target], **beside}, (*inside, target), depth + 1)
+        return {name: value if name in GROUPS else self.put(value, inside, depth + 1) for name, value in node.items()}
 
 
 def _references(node: Any) -> bool:
@@ -70,9 +89,7 @@ def _references(node: Any) -> bool:
         return any(_references(item) for item in node)
     if not isinstance(node, dict):
         return False
-    return "$ref" in node or any(
-        _references(value) for name, value in node.items() if name not in ("$defs", "definitions")
-    )
+    return "$ref" in node or any(_references(value) for name, value in node.items() if name not in GROUPS)
 
 
 def subset(schema: Any, lost: Lost) -> Json:
