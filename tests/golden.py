@@ -4,7 +4,9 @@ The golden cases of the providers: tests/providers/<api>/<case>/, files numbered
     0_target.json               what the gateway knows of the deployment, if it is more than the model's name
     1_client_request.json       given
     2_upstream_request.json     ours: path, headers, body, notices; or the error that refuses it
-    3_upstream_response.sse     given; or .json: the body, or {status, headers, body}; or .txt: a body that is no JSON
+    3_upstream_response.sse     given; or .json: the body, or {status, headers, body}; or .txt: a body that is no JSON;
+                                or .eventstream.jsonl: an AWS event a line ({event, exception or error, data}), to be
+                                framed here
     4_client_response.jsonl     ours: a chunk a line, an error last; or .json: the completion, or the error
 """
 
@@ -19,7 +21,8 @@ import msgspec
 
 from proxy.errors import GatewayError, UpstreamError
 from proxy.providers import Chunk, Completion, Json, Target, Translator, load
-from proxy.upstream.framing import SSE
+from proxy.upstream.answers import FRAMINGS
+from tests.eventstream import framed
 
 ROOT = Path(__file__).parent / "providers"
 ORDER = {"role": 0, "content": 1, "refusal": 2}
@@ -53,6 +56,9 @@ class Case:
     @property
     def stream(self) -> bytes | None:
         """The provider's stream, or None where it answered whole."""
+        events = self.folder / "3_upstream_response.eventstream.jsonl"
+        if events.exists():
+            return b"".join(framed(msgspec.json.decode(line)) for line in events.read_bytes().splitlines())
         path = self.folder / "3_upstream_response.sse"
         return path.read_bytes() if path.exists() else None
 
@@ -103,7 +109,7 @@ def told(error: GatewayError) -> Json:
 
 def decode(translator: Translator, pieces: Iterable[bytes]) -> list[Json]:
     """The chunks of a stream that arrives in these pieces; an error is the last of them."""
-    framing, decoder = SSE(), translator.stream_decoder()
+    framing, decoder = FRAMINGS[translator.framing](), translator.stream_decoder()
     chunks: list[Chunk] = []
     try:
         for piece in pieces:

@@ -24,7 +24,7 @@ class Preset(NamedTuple):
     api: str = "openai"
     bills_after_abort: bool = True
     options: Mapping[str, str] = NONE
-    """Settings that it takes beside its address, each with the variable that usually holds it, or ""."""
+    """Settings that it takes beside its address, each with the variables that usually hold it: "A", "A B" or ""."""
     secrets: Mapping[str, str] = NONE
     """The same for credentials that are not a plain key."""
     needs: tuple[str, ...] = ()
@@ -70,6 +70,20 @@ PRESETS: dict[str, Preset] = {
     "mistral": Preset("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
     "cerebras": Preset("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
     "perplexity": Preset("https://api.perplexity.ai", "PERPLEXITY_API_KEY"),
+    # A bearer key, or a key pair; without either, what the machine has: see `proxy.upstream.credentials.aws`.
+    "bedrock": Preset(
+        "https://bedrock-runtime.{region}.amazonaws.com",
+        None,
+        api="bedrock",
+        options={"region": "AWS_REGION AWS_DEFAULT_REGION", "profile": ""},
+        secrets={
+            "api_key": "AWS_BEARER_TOKEN_BEDROCK",
+            "access_key_id": "AWS_ACCESS_KEY_ID",
+            "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+            "session_token": "AWS_SESSION_TOKEN",
+        },
+        needs=("region",),
+    ),
     # On one's own machine nobody bills, and hanging up frees the processor.
     "ollama": Preset("http://127.0.0.1:11434/v1", None, bills_after_abort=False),
 }

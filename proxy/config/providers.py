@@ -126,18 +126,21 @@ class Providers:
     def _complete(self, fields: dict[str, Any], preset: Preset) -> tuple[dict[str, Any], str]:
         """What the file does not say, from the preset and the environment; and what is missing then, or ""."""
 
-        def found(variable: str) -> str:
-            return self._environ.get(variable, "").strip() if variable else ""
+        def found(variables: str) -> str:
+            values = (self._environ.get(variable, "").strip() for variable in variables.split())
+            return next(filter(None, values), "")
 
         fields = {"api": preset.api, "bills_after_abort": preset.bills_after_abort, "quirks": {}, **fields}
         usual = {name: found(variable) for name, variable in preset.options.items()}
         options = fields["options"] = {n: v for n, v in usual.items() if v} | fields.get("options", {})
-        usual = {name: found(variable) for name, variable in preset.secrets.items()}
+        # secrets belong together: those of the file are not mixed with others that the environment happens to hold
+        usual = {} if fields.get("secrets") else {name: found(variable) for name, variable in preset.secrets.items()}
         secrets = fields["secrets"] = {n: Secret(v) for n, v in usual.items() if v} | fields.get("secrets", {})
         fields["quirks"] = {**preset.quirks, **fields["quirks"]}
         for name in preset.needs:
             if not options.get(name) and not secrets.get(name):
                 variable = preset.options.get(name) or preset.secrets.get(name)
+                variable = " or ".join((variable or "").split())
                 return fields, f"{variable} is not set" if variable else f"it needs {name}"
         if "api_base" not in fields:
             fields["api_base"] = preset.regions.get(options.get("region", ""), preset.api_base).format_map(options)

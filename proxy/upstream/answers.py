@@ -17,11 +17,15 @@ from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
 from proxy.metering.usage import from_openai, read_service_tier
-from proxy.providers import Event, Notice
+from proxy.providers import Event, Notice, Translator
 from proxy.providers.faults import bad_response
 from proxy.upstream.connections import Response
+from proxy.upstream.eventstream import EventStream
 from proxy.upstream.framing import SSE
 from proxy.upstream.readers import Reader
+
+FRAMINGS: dict[str, type[SSE | EventStream]] = {"sse": SSE, "aws": EventStream}
+"""By `Translator.framing`."""
 
 DRAIN_BILLED_SECONDS = 120.0
 """How long an abandoned answer is read on from a provider that bills it all the same."""
@@ -110,6 +114,7 @@ class AnswerStream:
         exchange: Exchange,
         attempt: Attempt,
         response: Response,
+        translator: Translator,
         reader: Reader,
         timeouts: Timeouts,
         *,
@@ -123,7 +128,7 @@ class AnswerStream:
         self._exchange = exchange
         self._response = response
         self._reader = reader
-        self._framing = SSE()
+        self._framing = FRAMINGS[translator.framing]()
         self._clock = clock
         self._idle_seconds = timeouts.idle_seconds
         self._total_deadline = deadline

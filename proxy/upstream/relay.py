@@ -217,6 +217,7 @@ class Relay:
             exchange,
             attempt,
             response,
+            account.translator,
             reader,
             timeouts,
             clock=self._clock,
