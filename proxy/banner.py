@@ -55,7 +55,7 @@ def _models(config: Config) -> list[str]:
     """At most seven lines: the models, then what is off and which variable turns it on."""
     off = [(f"{name:<14}off", reason) for name, reason in config.off.items()]
     off += [
-        (f"{f'{name}/*':<14}off", f"set {preset.variable}")
+        (f"{f'{name}/*':<14}off", f"set {preset.variables[0]}")
         for name, preset in PRESETS.items()
         if config.source is None and preset.variable and name not in config.providers
     ]
@@ -76,7 +76,7 @@ def _model_row(model: Model) -> tuple[str, str]:
     more = f" and {len(model.deployments) - 1} more" if len(model.deployments) > 1 else ""
     preset = PRESETS.get(first.provider.name)
     if model.name == first.name and preset is not None and preset.variable:
-        return name[:WIDTH], f"{preset.variable} found"
+        return name[:WIDTH], f"{preset.variables[0]} found"
     return name[:WIDTH], f"{first.name}{more}"[:60]
 
 

@@ -58,15 +58,42 @@ def test_with_no_file_the_environment_is_the_configuration() -> None:
 
 
 def test_every_known_provider_comes_into_being_by_its_variable() -> None:
-    config = load(None, {preset.variable: KEY for preset in PRESETS.values() if preset.variable})
+    environ = {preset.variables[0]: KEY for preset in PRESETS.values() if preset.variable}
+    hosts = {"AZURE_OPENAI_ENDPOINT": "https://eu.azure.example/", "DATABRICKS_HOST": "dbx.example"}
+    config = load(None, environ | hosts | {"SNOWFLAKE_ACCOUNT": "acme-eu"})
+    own = {
+        "azure": "https://eu.azure.example",
+        "databricks": "https://dbx.example/serving-endpoints",
+        "snowflake": "https://acme-eu.snowflakecomputing.com/api/v2/cortex/v1",
+    }
     for name, preset in PRESETS.items():
         if preset.variable:
             provider = config.providers[name]
-            assert (provider.api, provider.api_base) == (preset.api, preset.api_base)
+            assert (provider.api, provider.api_base) == (preset.api, own.get(name, preset.api_base))
             assert provider.bills_after_abort is preset.bills_after_abort
             assert config.models[f"{name}/*"].deployments[0].model == "*"
     assert "ollama" not in config.providers
     assert good("models: {a: ollama/llama3}").models["a"].deployments[0].provider.api_key is None
+
+
+def test_a_provider_without_its_address_is_off_and_says_what_is_missing() -> None:
+    examined = look("models: {a: databricks/x, b: sim/chat}", {"DATABRICKS_TOKEN": KEY})
+    assert "providers.databricks is off: DATABRICKS_HOST is not set" in "\n".join(said(examined))
+
+
+def test_an_address_from_the_environment_is_looked_at_too() -> None:
+    examined = look("models: {a: snowflake/x}", {"SNOWFLAKE_PAT": KEY, "SNOWFLAKE_ACCOUNT": "ac me"})
+    assert "providers.snowflake.api_base must be an address" in "\n".join(said(examined))
+
+
+def test_a_deployment_says_which_model_is_behind_it() -> None:
+    text = """
+providers: {azure-eu: {type: azure, api_base: https://eu.azure.example, api_version: 2024-10-21, api_key: "${K}"}}
+models: {a: {deployments: [{model: azure-eu/ours, base_model: gpt-5-mini}]}}
+"""
+    (deployment,) = good(text, {"K": KEY}).models["a"].deployments
+    assert (deployment.name, deployment.base_model) == ("azure-eu/ours", "gpt-5-mini")
+    assert deployment.provider.options == {"api_version": "2024-10-21"}
 
 
 def test_the_environment_wins_over_the_file() -> None:

@@ -15,6 +15,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
+NAMES = list(PRESETS)
 BAD: dict[str, tuple[str, list[str]]] = {
     "unknown key, at the top": ("provders: {}", ['1:1 error unknown key "provders". Did you mean "providers"?']),
     "unknown key, inside": (
@@ -156,7 +157,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     ),
     "a provider of no known type": (
         "providers:\n  x: {type: Open-AI, api_base: 'https://x/v1'}",
-        [f'2:3 error providers.x.type "Open-AI" is not known. Known: openai_compatible, {", ".join(PRESETS)}.'],
+        [f'2:3 error providers.x.type "Open-AI" is not known. Known: openai_compatible, {", ".join(NAMES[:19])} ….'],
     ),
     "a provider without an address": (
         "providers:\n  gpu: {type: openai_compatible}",

@@ -10,7 +10,7 @@ from proxy.config import Deployment, Provider
 from proxy.dialects.openai import DONE, Envelope
 from proxy.errors import StreamTruncated, UpstreamError
 from proxy.exchange import Attempt
-from proxy.providers import Chunk, Event, load
+from proxy.providers import Chunk, Event
 from proxy.upstream.readers import PassReader, TranslatedReader
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -26,7 +26,7 @@ def envelope() -> Envelope:
 
 
 def reader(*, asked: bool, of: Attempt | None = None) -> PassReader:
-    return PassReader(load("openai"), of or attempt(), envelope(), asked)
+    return PassReader(of or attempt(), envelope(), asked)
 
 
 def event(**chunk: Any) -> Event:
@@ -41,7 +41,7 @@ FINISH = event(id="u", choices=[{"index": 0, "delta": {}, "finish_reason": "stop
 
 
 def test_a_passed_through_payload_keeps_every_byte() -> None:
-    odd = b'{"id":"u",  "choices":[{"delta":{"content":"\\u00e9"},"index":0}], "new":1.50}'
+    odd = b'{"object":"chat.completion.chunk",  "choices":[{"delta":{"content":"\\u00e9"},"index":0}], "new":1.50}'
     shown = reader(asked=False).feed(Event("", odd))
     assert shown == b"data: " + odd + b"\n\n"
 
@@ -80,6 +80,8 @@ def test_usage_is_held_back_and_shown_last_with_its_cost_to_who_asked() -> None:
     assert msgspec.json.decode(usage.removeprefix(b"data: ")) == {
         "id": "u",
         "model": "up",
+        "object": "chat.completion.chunk",
+        "created": 5,
         "choices": [],
         "usage": {**USAGE, "cost": 0.5},
     }
@@ -88,7 +90,9 @@ def test_usage_is_held_back_and_shown_last_with_its_cost_to_who_asked() -> None:
 
 def test_usage_is_hidden_from_who_did_not_ask() -> None:
     one = reader(asked=False)
+    one.feed(FINISH)
     one.feed(event(choices=[], usage=USAGE))
+    one.feed(Event("", b"[DONE]"))
     assert one.ending(0.5) == DONE
     assert one.usage == USAGE
 
@@ -97,6 +101,7 @@ def test_usage_on_a_choice_chunk_moves_to_a_chunk_of_its_own() -> None:
     one = reader(asked=True)
     shown = one.feed(event(choices=[{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}], usage=USAGE))
     assert "usage" not in msgspec.json.decode(shown.removeprefix(b"data: "))
+    one.close()
     assert b'"cost":null' in one.ending(None)
 
 

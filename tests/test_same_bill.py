@@ -50,7 +50,7 @@ def streamed(case: Case, stream: bytes, *, translated: bool) -> Attempt:
     reader: Reader = (
         TranslatedReader(case.translator.stream_decoder(), one, envelope, True, lambda details, calls: None)
         if translated
-        else PassReader(case.translator, one, envelope, True)
+        else PassReader(one, envelope, True)
     )
     framing = SSE()
     events: list[Event] = [*framing.feed(stream), *framing.close()]

@@ -108,7 +108,8 @@ def _rerate(config: Config, args: argparse.Namespace, environ: Mapping[str, str]
     until = _moment("--until", args.until) if args.until else datetime.now(UTC)
     if until <= since:
         raise Wrong("--until must be after --since.")
-    rerating = Rerating(PriceBook(config.prices), config.providers)
+    known = {name: deployment for name, (deployment, _) in routed(config).items()}
+    rerating = Rerating(PriceBook(config.prices), config.providers, known)
     changes = data.run(
         config,
         home_of(args, environ),

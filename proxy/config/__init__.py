@@ -106,6 +106,8 @@ class Deployment(Struct, frozen=True, kw_only=True):
     provider: Provider
     model: str
     """The name the provider knows."""
+    base_model: str = ""
+    """The model behind it, where that name does not tell, as on Azure: its price and limits are looked up by this."""
     weight: int = 1
     order: int = 1
 

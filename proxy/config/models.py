@@ -34,6 +34,7 @@ _KEYS = {
 }
 _DEPLOYMENT_KEYS = {
     "model": Key("model", text),
+    "base_model": Key("base_model", text),
     "weight": Key("weight", integer(1, 1_000_000)),
     "order": Key("order", integer(1, 1_000)),
 }
@@ -46,6 +47,7 @@ class _Wanted(NamedTuple):
     model: str
     weight: int | None
     order: int | None
+    base_model: str
     at: Mark
 
 
@@ -120,7 +122,13 @@ class Models:
 
     def _on(self, wanted: list[_Wanted]) -> list[Deployment]:
         return [
-            Deployment(provider=provider, model=one.model, weight=one.weight or 1, order=one.order or 1)
+            Deployment(
+                provider=provider,
+                model=one.model,
+                base_model=one.base_model,
+                weight=one.weight or 1,
+                order=one.order or 1,
+            )
             for one in wanted
             if (provider := self._providers.find(one.provider, one.at)) is not None
         ]
@@ -142,7 +150,8 @@ class Models:
         except Wrong as wrong:
             self._report.error(target.at, f"{path}: {wrong}")
             return None
-        return _Wanted(provider, model, fields.get("weight"), fields.get("order"), target.at)
+        base_model = fields.get("base_model", "")
+        return _Wanted(provider, model, fields.get("weight"), fields.get("order"), base_model, target.at)
 
     def _split(self, node: ScalarNode, is_pattern: bool) -> tuple[str, str]:
         try:

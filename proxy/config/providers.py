@@ -99,7 +99,7 @@ class Providers:
             report.error(at, f"{path} needs an api_base, for example http://127.0.0.1:8000/v1.")
         if kind and preset is None:
             fields["api"] = "openai" if kind == COMPATIBLE else kind
-        variable = (preset and preset.variable) or f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY"
+        variable = next(iter(preset.variables if preset else ()), f"{re.sub('[^A-Z0-9]', '_', name.upper())}_API_KEY")
         for field, usual in {"api_key": variable, **(preset.secrets if preset else {})}.items():
             flag_inline_secret(child(node, field), f"{path}.{field}", usual or variable, report)
         self._check_headers(child(node, "headers"), path, fields)
@@ -117,13 +117,13 @@ class Providers:
     def _add(self, name: str, at: Mark, fields: dict[str, Any], preset: Preset | None) -> None:
         reason = ""
         if preset is not None:
-            fields, reason = self._complete(fields, preset)
+            fields, reason = self._complete(name, fields, preset)
         if reason:
             self.off[name] = Off(at, reason)
         else:
             self.on[name] = Provider(name=name, **fields)
 
-    def _complete(self, fields: dict[str, Any], preset: Preset) -> tuple[dict[str, Any], str]:
+    def _complete(self, name: str, fields: dict[str, Any], preset: Preset) -> tuple[dict[str, Any], str]:
         """What the file does not say, from the preset and the environment; and what is missing then, or ""."""
 
         def found(variables: str) -> str:
@@ -131,25 +131,32 @@ class Providers:
             return next(filter(None, values), "")
 
         fields = {"api": preset.api, "bills_after_abort": preset.bills_after_abort, "quirks": {}, **fields}
-        usual = {name: found(variable) for name, variable in preset.options.items()}
+        usual = {option: found(variable) for option, variable in preset.options.items()}
         options = fields["options"] = {n: v for n, v in usual.items() if v} | fields.get("options", {})
         # secrets belong together: those of the file are not mixed with others that the environment happens to hold
-        usual = {} if fields.get("secrets") else {name: found(variable) for name, variable in preset.secrets.items()}
+        usual = {} if fields.get("secrets") else {secret: found(names) for secret, names in preset.secrets.items()}
         secrets = fields["secrets"] = {n: Secret(v) for n, v in usual.items() if v} | fields.get("secrets", {})
         fields["quirks"] = {**preset.quirks, **fields["quirks"]}
-        for name in preset.needs:
-            if not options.get(name) and not secrets.get(name):
-                variable = preset.options.get(name) or preset.secrets.get(name)
-                variable = " or ".join((variable or "").split())
-                return fields, f"{variable} is not set" if variable else f"it needs {name}"
+        addressed = [] if "api_base" in fields else re.findall(r"{(\w+)}", preset.api_base)
+        for needed in (*preset.needs, *addressed):
+            if not options.get(needed) and not secrets.get(needed):
+                variables = preset.options.get(needed) or preset.secrets.get(needed) or ""
+                return fields, _unset(variables) if variables else f"it needs {needed}"
         if "api_base" not in fields:
-            fields["api_base"] = preset.regions.get(options.get("region", ""), preset.api_base).format_map(options)
+            template = preset.regions.get(options.get("region", ""), preset.api_base)
+            fields["api_base"] = self._filled(template, options, name, fields["api"]) if options else template
         if "api_key" not in fields and preset.variable:
-            keys = [key for variable in preset.variables if (key := found(variable))]
-            if not keys:
-                return fields, f"{preset.variable} is not set"
-            fields["api_key"] = Secret(keys[0])
+            if found(preset.variable):
+                fields["api_key"] = Secret(found(preset.variable))
+            elif preset.needs_key:
+                return fields, _unset(preset.variable)
         return fields, ""
+
+    def _filled(self, template: str, options: Mapping[str, str], name: str, api: str) -> str:
+        """An address with options in it, which may be a host or an address of their own."""
+        url = template.format_map({option: value.rstrip("/") for option, value in options.items()})
+        url = url if "://" in url else f"https://{url}"
+        return self._address(url, Mark("environment"), f"providers.{name}.api_base", api)
 
     def _check_headers(self, node: Node | None, path: str, fields: dict[str, Any]) -> None:
         for header in fields.get("headers", {}):
@@ -181,6 +188,10 @@ class Providers:
             elif not _is_private(host):
                 report.warning(at, f"{path} is not https: the key and every prompt travel unencrypted to {host}.")
         return url.rstrip("/")
+
+
+def _unset(variables: str) -> str:
+    return f"{' or '.join(variables.split())} is not set"
 
 
 def _own_keys(preset: Preset | None) -> dict[str, Key]:

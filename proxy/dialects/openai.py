@@ -21,6 +21,7 @@ from proxy.providers import ChatRequest, Chunk, Completion, Notice
 _encode = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
+CHUNK = "chat.completion.chunk"
 
 CONTROL_FIELDS = frozenset(
     {"api_base", "base_url", "api_key", "custom_llm_provider", "mock_response", "api_version", "extra_headers"}
@@ -81,13 +82,20 @@ class Envelope:
 
     def __init__(self, *, id: str, created: int, model: str) -> None:
         self._id = id
-        self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = {"id": id, "object": CHUNK, "created": created, "model": model}
 
     def encode(self, chunk: Chunk) -> bytes:
         """One chunk as an SSE event."""
         for choice in chunk["choices"]:
             name_calls(choice["delta"].get("tool_calls"), self._id)
         return b"data: " + _encode({**self._head, **chunk}) + b"\n\n"
+
+    def mend(self, chunk: dict[str, Any]) -> bytes:
+        """A provider's own chunk with what it lacks: fields that are empty on it, the delta of a choice."""
+        for choice in chunk.get("choices") or ():
+            choice["delta"] = choice.get("delta") or {}
+        own = {name: value for name, value in chunk.items() if value or name not in self._head}
+        return b"data: " + _encode({**self._head, **own, "object": CHUNK}) + b"\n\n"
 
     def usage(self, usage: dict[str, Any], cost: float | None) -> bytes:
         """The usage chunk: `choices` empty, usage with its cost."""

@@ -42,7 +42,10 @@ from proxy.storage.prices import write_lines
 TABLE = Path(__file__).with_name("prices.json.gz")
 FREE_APIS = frozenset({"sim"})
 """Simulated answers cost nobody anything."""
-NATIVE_APIS = {"anthropic": "anthropic", "gemini": "google", "vertex": "google", "bedrock": "aws"}
+NATIVE_APIS = {
+    "anthropic": "anthropic", "azure": "azure", "bedrock": "aws", "cohere": "cohere", "gemini": "google",
+    "mistral": "mistral", "vertex": "google",
+}  # fmt: skip
 """APIs that only their owner bills for. Everybody speaks OpenAI's, so that one says nothing about the price."""
 OTHER_NAMES = {
     "xai": "x-ai",
@@ -249,7 +252,7 @@ class PriceBook:
         name = self._provider_name(deployment.provider)
         if name is None:
             return "", None
-        wanted = deployment.model.lower()
+        wanted = (deployment.base_model or deployment.model).lower()
         places = (name, *self._table.providers[name].fallbacks)
         for spelling in dict.fromkeys((wanted, _COMPACT_DATE.sub(r"-\1-\2-\3", wanted))):
             for place in places:

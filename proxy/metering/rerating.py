@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 import msgspec
 
@@ -45,13 +46,21 @@ class Change(msgspec.Struct):
 
 
 class Rerating:
-    """One run. `providers` are those of the configuration; a row of another one is priced by its name alone."""
+    """
+    One run. `providers` and `deployments` (by name) are those of the configuration; a row of another one is priced by
+    its name alone.
+    """
 
-    def __init__(self, book: PriceBook, providers: Mapping[str, Provider]) -> None:
+    def __init__(
+        self,
+        book: PriceBook,
+        providers: Mapping[str, Provider],
+        deployments: Mapping[str, Deployment] = MappingProxyType({}),
+    ) -> None:
         self.changes: dict[tuple[str, str], Change] = {}
         self._book = book
         self._providers = providers
-        self._deployments: dict[str, Deployment] = {}
+        self._deployments = dict(deployments)
 
     async def run(
         self, db: Database, since: datetime, until: datetime, models: Sequence[str] = (), *, dry_run: bool = False

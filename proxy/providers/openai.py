@@ -16,14 +16,24 @@ from proxy.errors import StreamTruncated, UpstreamError
 from proxy.providers import ChatRequest, Chunk, Completion, Event, Json, Target, UpstreamRequest, quirks
 from proxy.providers.chunks import FINISH_REASONS, ChunkWriter, settled_finish
 from proxy.providers.faults import bad_response, stream_error, upstream_error
+from proxy.providers.usage import openai_usage
 
 GATEWAY_FIELDS = frozenset({"strata"})
 """Fields of a request that speak to the gateway and go no further."""
 
-NATIVE_FINISH = {"eos": "stop", "model_length": "length", "max_tokens": "length", "tool_use": "tool_calls"}
-"""Finish reasons that are not OpenAI's, of providers that otherwise are. What is not here is `stop`."""
+NATIVE_FINISH = {
+    "eos": "stop", "end_turn": "stop", "stop_sequence": "stop", "model_length": "length", "max_tokens": "length",
+    "model_context_window_exceeded": "length", "insufficient_system_resource": "length", "network_error": "length",
+    "tool_use": "tool_calls", "sensitive": "content_filter", "refusal": "content_filter",
+}  # fmt: skip
+"""
+Finish reasons that are not OpenAI's, of providers that otherwise are: Together, DeepSeek, z.ai, and those who serve
+Claude. What was cut short is `length`, whoever cut it. What is not here is `stop`.
+"""
 
 _ENVELOPE = frozenset({"id", "object", "created", "choices", "usage"})
+_NEVER_BESIDE = _ENVELOPE | {"model", "service_tier", "system_fingerprint", "x_groq", "obfuscation", "p"}
+"""Fields of a chunk that are the envelope's, have a place of their own, or are padding."""
 
 
 class Translator:
@@ -36,7 +46,9 @@ class Translator:
         body = {**chat, "model": target.model}
         for name in GATEWAY_FIELDS & body.keys():
             del body[name]
-        if body.get("stream"):
+        if not target.quirks.get("stream_options", True):
+            body.pop("stream_options", None)
+        elif body.get("stream"):
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         body, notices = quirks.apply(body, target.quirks)
         return UpstreamRequest(path="/chat/completions", body=body, notices=tuple(notices))
@@ -48,10 +60,11 @@ class Translator:
         try:
             completion: Completion = {"choices": [_choice(choice) for choice in native["choices"]]}
             if isinstance(native.get("usage"), dict):
-                completion["usage"] = read_usage(native["usage"])
+                completion["usage"] = openai_usage(native["usage"])
         except (KeyError, TypeError, AttributeError) as error:
             raise bad_response("The provider sent an answer that is not a chat completion.") from error
-        return completion | {name: value for name, value in native.items() if name not in _ENVELOPE}
+        beside = {name: value for name, value in native.items() if name not in _ENVELOPE}
+        return completion | beside | _tier(native)
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
@@ -66,12 +79,16 @@ class StreamDecoder:
 
     A chunk has `choices` (none at first on Azure; none at last, beside `usage`), or an `error`, and then nothing
     follows; so it is with an event named `error`. Providers repeat the role on every chunk, put usage on the last
-    choice, end twice, call reasoning by two names, and number tool calls as they please.
+    choice or on each, where the last word counts, end twice, call reasoning by two names, and number tool calls as they
+    please.
     """
 
     def __init__(self) -> None:
         self._out = ChunkWriter()
         self._done = False
+        self._beside: Json = {}
+        self._unsaid: Json = {}
+        """Fields of chunks that no client knows yet: citations, the provider behind a router, timings."""
         self._calls = 0
         self._slots: dict[tuple[int, int | None], tuple[int, str | None]] = {}
         """By choice and the provider's index: the call that it means now, as our key and its id."""
@@ -106,18 +123,29 @@ class StreamDecoder:
     def _chunks(self, native: Json) -> list[Chunk]:
         usage = native.get("usage") or _of(native, "x_groq").get("usage")
         if isinstance(usage, dict):
-            self._out.usage(read_usage(usage))
+            self._out.usage(openai_usage(usage))
         chunks: list[Chunk] = []
         for choice in native.get("choices") or ():
             chunks += self._choice(choice)
-        tier = native.get("service_tier")
-        return [{**chunk, "service_tier": tier} for chunk in chunks] if tier is not None else chunks
+        tier = _tier(native)
+        chunks = [{**chunk, **tier} for chunk in chunks] if tier else chunks
+        return self._say_beside(native, chunks)
+
+    def _say_beside(self, native: Json, chunks: list[Chunk]) -> list[Chunk]:
+        """Says what stands beside the choices once, and again only when it changes: some repeat it on every chunk."""
+        for name, value in native.items():
+            if name not in _NEVER_BESIDE and value is not None and self._beside.get(name) != value:
+                self._beside[name] = self._unsaid[name] = value
+        if not self._unsaid or not chunks:
+            return chunks
+        first, self._unsaid = {**chunks[0], **self._unsaid}, {}
+        return [first, *chunks[1:]]
 
     def _end(self) -> list[Chunk]:
         if not self._out.begun:
             raise StreamTruncated("The provider ended the stream without an answer.")
         self._done = True
-        return self._out.end()
+        return self._say_beside({}, self._out.end())
 
     def _choice(self, native: Json) -> list[Chunk]:
         index = native.get("index") or 0
@@ -153,29 +181,24 @@ class StreamDecoder:
         return known[0]
 
 
-def read_usage(native: Json) -> Json:
-    """
-    A provider's usage object in OpenAI's arithmetic: completion_tokens includes reasoning, total is their sum, cached
-    tokens are in `prompt_tokens_details`. Fields that nobody knows stay.
-    """
-    usage = {name: value for name, value in native.items() if value is not None}
-    prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    reasoning = _of(usage, "completion_tokens_details").get("reasoning_tokens") or 0
-    # xAI leaves reasoning out of completion_tokens, and only its total tells
-    if reasoning and usage.get("total_tokens") == prompt + completion + reasoning:
-        completion += reasoning
-    hit = usage.get("prompt_cache_hit_tokens")
-    if hit and "cached_tokens" not in _of(usage, "prompt_tokens_details"):
-        usage["prompt_tokens_details"] = {**_of(usage, "prompt_tokens_details"), "cached_tokens": hit}
-    return {**usage, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
 def _choice(native: Json) -> Json:
     message = _renamed_reasoning(_of(native, "message"))
     message = {"role": "assistant", "content": None, **message}
+    if isinstance(message["content"], dict):
+        message["content"] = _text(message["content"])
+    if message.get("tool_calls"):
+        message["tool_calls"] = [{"type": "function", **call} for call in message["tool_calls"]]
     finish = _finish(native) if native.get("finish_reason") else {"finish_reason": "stop"}
     finish["finish_reason"] = settled_finish(finish["finish_reason"], has_calls=bool(message.get("tool_calls")))
     return {**native, "index": native.get("index") or 0, "message": message, **finish}
+
+
+def _tier(native: Json) -> Json:
+    """The service tier, by OpenAI's name for the one that needs none (Groq: on_demand)."""
+    tier = native.get("service_tier")
+    if tier is None:
+        return {}
+    return {"service_tier": "default" if tier in ("on_demand", "standard") else tier}
 
 
 def _finish(native: Json) -> Json:

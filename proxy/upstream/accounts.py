@@ -95,10 +95,12 @@ class Account:
         return await self._pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
 
     def _target(self, path: str) -> str:
-        """The path on the wire: that of the address, and the API's own, whose version may stand in both."""
-        if self._path.endswith("/v1") and path.startswith("/v1/"):
-            path = path[3:]
-        return self._path + path
+        """
+        The path on the wire: that of the address, and the API's own, whose beginning may stand in both: `/v1`,
+        `/openai/v1`.
+        """
+        shared = max((n for n, mark in enumerate(path) if mark == "/" and self._path.endswith(path[:n])), default=0)
+        return self._path + path[shared:]
 
     def _remember_head(self, request: UpstreamRequest) -> bytes:
         """Made once for a path, unless the translator adds headers of its own."""

@@ -18,7 +18,8 @@ from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
 from proxy.metering.usage import from_openai, read_service_tier
 from proxy.providers import Event, Notice, Translator
-from proxy.providers.faults import bad_response
+from proxy.providers.faults import bad_response, stream_error
+from proxy.providers.usage import openai_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.eventstream import EventStream
 from proxy.upstream.framing import SSE
@@ -50,6 +51,7 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[Choice]).decode
 _decode_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -62,7 +64,7 @@ class WholeAnswer:
     not ours to change goes through as it came; else `completion` is the translated answer.
     """
 
-    __slots__ = ("attempt", "completion", "fields", "usage")
+    __slots__ = ("_choices", "attempt", "completion", "fields", "usage")
 
     def __init__(
         self, attempt: Attempt, fields: dict[str, msgspec.Raw] | None, completion: dict[str, Any] | None
@@ -71,12 +73,14 @@ class WholeAnswer:
         self.fields = fields
         self.completion = completion
         self.usage: dict[str, Any] | None = None
+        self._choices: list[Choice] | None = None
 
     def read_usage(self) -> dict[str, Any] | None:
-        """The usage of an undecoded answer. Raises UpstreamError if it is not an object."""
+        """The usage of an undecoded answer, in OpenAI's arithmetic. Raises UpstreamError if it is not an object."""
         raw = (self.fields or {}).get("usage")
         try:
-            self.usage = _decode_usage(raw) if raw is not None else None
+            said = _decode_usage(raw) if raw is not None else None
+            self.usage = openai_usage(said) if said is not None else None
         except msgspec.DecodeError:
             raise bad_response("The provider's usage is not a JSON object.") from None
         return self.usage
@@ -88,14 +92,26 @@ class WholeAnswer:
         raw = self.fields.get("service_tier")
         return read_service_tier(_decode_any(raw)) if raw is not None else ""
 
+    def is_regular(self) -> bool:
+        """
+        False: no client of OpenAI's could read it, for a choice has no message (Azure's content filter) or content that
+        is an object (Cloudflare's JSON mode).
+        """
+        return all(
+            choice.message is not None and not isinstance(choice.message.content, dict) for choice in self.choices()
+        )
+
     def choices(self) -> list[Choice]:
         """Raises UpstreamError if they are not choices."""
-        try:
-            if self.fields is not None:
-                return _decode_choices(self.fields["choices"])
-            return msgspec.convert((self.completion or {}).get("choices", []), list[Choice])
-        except (msgspec.DecodeError, msgspec.ValidationError):
-            raise bad_response("The provider's answer has choices that are none.") from None
+        if self._choices is None:
+            try:
+                if self.fields is not None:
+                    self._choices = _decode_choices(self.fields["choices"])
+                else:
+                    self._choices = msgspec.convert((self.completion or {}).get("choices", []), list[Choice])
+            except (msgspec.DecodeError, msgspec.ValidationError):
+                raise bad_response("The provider's answer has choices that are none.") from None
+        return self._choices
 
     def with_cost(self, cost: float | None, notices: Sequence[Notice] = ()) -> bytes:
         """The undecoded answer, with `usage.cost` and, if there are any, `strata.notices`."""
@@ -105,6 +121,19 @@ class WholeAnswer:
         if self.usage is not None:
             fields["usage"] = msgspec.Raw(_encode({**self.usage, "cost": cost}))
         return _encode(fields)
+
+
+def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """A whole answer, undecoded but for the names of its fields. Raises UpstreamError if it is an error or has no choices."""
+    try:
+        fields = _decode_fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise bad_response("The provider's answer is not a JSON object.") from None
+    if bytes(fields.get("error", b"null")) != b"null":
+        raise stream_error(_decode_any(body))
+    if bytes(fields.get("choices", b""))[:1] != b"[":
+        raise bad_response("The provider's answer has no choices.")
+    return fields
 
 
 class AnswerStream:
@@ -194,7 +223,7 @@ class AnswerStream:
         if self.attempt.usage is None:
             said = self._reader.usage_so_far
             if said is not None:
-                remember_usage(self._exchange, self.attempt, said)
+                remember_usage(self._exchange, self.attempt, said, self._reader.usage_raw)
             self.attempt.source = "counted"
 
     async def _pull(self) -> bytes:
@@ -235,7 +264,7 @@ class AnswerStream:
     def _learn(self) -> None:
         self._exchange.finish_reason = self._reader.finish_reason
         if self._reader.usage is not None:
-            remember_usage(self._exchange, self.attempt, self._reader.usage)
+            remember_usage(self._exchange, self.attempt, self._reader.usage, self._reader.usage_raw)
 
 
 def remember_usage(exchange: Exchange, attempt: Attempt, usage: dict[str, Any], raw: bytes = b"") -> None:

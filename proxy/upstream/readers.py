@@ -2,8 +2,9 @@
 From framed events to the client's bytes, for one answer stream.
 
 Two readers, one contract. `PassReader` serves a provider that speaks the client's own dialect: payloads go through as
-they came and a typed tap reads what metering needs. `TranslatedReader` runs a translator's decoder and stamps its
-chunks. Both hold the usage back: it is shown last, with its cost, and only to a client that asked.
+they came, a typed tap reads what metering needs, and what no client of OpenAI's could read is mended.
+`TranslatedReader` runs a translator's decoder and stamps its chunks. Both hold the usage back: it is shown last, with
+its cost, and only to a client that asked.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from proxy.dialects.openai import DONE, Envelope
+from proxy.dialects.openai import CHUNK, DONE, Envelope
 from proxy.errors import StreamTruncated
 from proxy.exchange import Attempt
 from proxy.metering.usage import read_service_tier
-from proxy.providers import Chunk, Event, Json, StreamDecoder, Translator
+from proxy.providers import Chunk, Event, Json, StreamDecoder
+from proxy.providers.faults import stream_error
+from proxy.providers.usage import openai_usage
 
 
 class Reader(Protocol):
@@ -26,12 +29,16 @@ class Reader(Protocol):
     content: bool
     """Something that a client would see has arrived: the stream is committed."""
     usage: dict[str, Any] | None
-    """The provider's last word on usage."""
+    """The provider's last word on usage, in OpenAI's arithmetic."""
     finish_reason: str
 
     @property
     def usage_so_far(self) -> dict[str, Any] | None:
         """What the provider had said of usage before the stream was cut."""
+
+    @property
+    def usage_raw(self) -> bytes:
+        """The usage in the provider's own words, if they are at hand."""
 
     def feed(self, event: Event) -> bytes:
         """What this event amounts to for the client, framed; often nothing. Raises UpstreamError on an error event."""
@@ -66,11 +73,17 @@ class TapChoice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class TapMore(msgspec.Struct):
+    usage: dict[str, Any] | None = None
+
+
 class TapChunk(msgspec.Struct):
     choices: list[TapChoice] | None = None
     usage: dict[str, Any] | None = None
+    x_groq: TapMore | None = None
     service_tier: Any = None
     error: Any = None
+    object: Any = None
 
 
 Keep = Callable[[list[Json], list[Json]], None]
@@ -82,8 +95,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PassReader:
-    def __init__(self, translator: Translator, attempt: Attempt, envelope: Envelope, asked_usage: bool) -> None:
-        self._translator = translator
+    def __init__(self, attempt: Attempt, envelope: Envelope, asked_usage: bool) -> None:
         self._attempt = attempt
         self._envelope = envelope
         self._asked_usage = asked_usage
@@ -93,59 +105,76 @@ class PassReader:
         self.content = False
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
+        self._said: Json | None = None
         self.finish_reason = ""
+
+    @property
+    def usage_raw(self) -> bytes:
+        return _encode(self._said) if self._said is not None else b""
 
     def feed(self, event: Event) -> bytes:
         data = event.data
         if data == b"[DONE]":
-            self.done = True
+            self._finish()
             return b""
         try:
             chunk = _tap(data)
         except msgspec.DecodeError:
             raise StreamTruncated("The provider sent a stream event that is not a chunk.") from None
         if chunk.error is not None or event.name == "error":
-            raise self._translator.decode_error(500, {}, data)
+            raise stream_error(_decode(data))
         if chunk.service_tier is not None and chunk.service_tier != self._service_tier:
             self._service_tier = chunk.service_tier
             self._attempt.service_tier = read_service_tier(chunk.service_tier)
+        regular = self._read(chunk)
         if chunk.usage is not None:
-            return self._hold_usage(chunk, data)
-        self._read(chunk)
-        return b"data: " + data + b"\n\n"
+            return self._hold_usage(chunk.usage, chunk, data)
+        if chunk.x_groq is not None and chunk.x_groq.usage is not None:
+            self._take_usage(chunk.x_groq.usage)
+        return b"data: " + data + b"\n\n" if regular else self._envelope.mend(_decode(data))
 
     def close(self) -> bytes:
         # Some servers never say [DONE]; a finish reason is proof enough, an end of bytes alone is none.
         if not self.done and not self.finish_reason:
             raise StreamTruncated()
-        self.done = True
+        self._finish()
         return b""
 
     def ending(self, cost: float | None) -> bytes:
         if not self._asked_usage or self.usage is None:
             return DONE
         if self._usage_frame:
-            chunk = _decode(self._usage_frame)
-            return b"data: " + _encode({**chunk, "usage": {**self.usage, "cost": cost}}) + b"\n\n" + DONE
+            return self._envelope.mend({**_decode(self._usage_frame), "usage": {**self.usage, "cost": cost}}) + DONE
         return self._envelope.usage(self.usage, cost) + DONE
 
-    def _hold_usage(self, chunk: TapChunk, data: bytes) -> bytes:
-        self.usage = chunk.usage
-        self._read(chunk)
+    def _finish(self) -> None:
+        self.done = True
+        self.usage = self.usage_so_far
+
+    def _take_usage(self, native: Json) -> None:
+        """Each mention replaces the one before; which was the last is known at the end."""
+        self._said = native
+        self.usage_so_far = openai_usage(native)
+
+    def _hold_usage(self, native: Json, chunk: TapChunk, data: bytes) -> bytes:
+        self._take_usage(native)
         if not chunk.choices:
             self._usage_frame = data
             return b""
         shown = _decode(data)
         del shown["usage"]
-        return b"data: " + _encode(shown) + b"\n\n"
+        return self._envelope.mend(shown)
 
-    def _read(self, chunk: TapChunk) -> None:
+    def _read(self, chunk: TapChunk) -> bool:
+        """Takes what metering needs; False: a client of OpenAI's would stumble over this chunk (Azure's filter)."""
+        regular = chunk.object == CHUNK
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
                 self.content = True
             delta = choice.delta
             if delta is None:
+                regular = False
                 continue
             for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
                 if text:
@@ -156,6 +185,7 @@ class PassReader:
                 for call in delta.tool_calls or ():
                     if call.function:
                         keep_text(self._attempt, (call.function.name or "") + (call.function.arguments or ""))
+        return regular
 
 
 class TranslatedReader:
@@ -177,6 +207,10 @@ class TranslatedReader:
     @property
     def usage_so_far(self) -> dict[str, Any] | None:
         return self._decoder.usage_so_far
+
+    @property
+    def usage_raw(self) -> bytes:
+        return b""
 
     def feed(self, event: Event) -> bytes:
         return b"".join([self._show(chunk) for chunk in self._decoder.feed(event)])

@@ -24,12 +24,11 @@ from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
 from proxy.metering.usage import MAX_TIER_CHARS
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
-from proxy.providers.faults import bad_response
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
 from proxy.routing.retries import RetryBudget, backoff_seconds
 from proxy.upstream.accounts import Account
-from proxy.upstream.answers import AnswerStream, WholeAnswer, remember_usage
+from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remember_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
@@ -45,7 +44,6 @@ DEFAULT_OUTPUT_BOUND = 16_384
 """Tokens reserved where neither the client nor the price table names a maximum."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Events(Protocol):
@@ -238,7 +236,7 @@ class Relay:
             id=f"chatcmpl-{exchange.id.hex()}", created=exchange.started_at_ms // 1000, model=exchange.model
         )
         if account.passes_through:
-            return PassReader(account.translator, attempt, envelope, wants_usage(chat))
+            return PassReader(attempt, envelope, wants_usage(chat))
 
         def keep(details: list[Json], calls: list[Json]) -> None:
             self._thoughts.keep(_owner(exchange), attempt.deployment, details, calls)
@@ -252,8 +250,8 @@ class Relay:
         body = await response.read_all(deadline)
         attempt.first_event_ns = time.monotonic_ns()
         exchange.upstream_wait_ns += attempt.first_event_ns - waited_from
-        if account.passes_through:
-            whole = WholeAnswer(attempt, _read_fields(body), None)
+        whole = WholeAnswer(attempt, read_fields(body), None) if account.passes_through else None
+        if whole is not None and whole.is_regular():
             usage = whole.read_usage()
             raw = bytes(whole.fields["usage"]) if whole.fields and usage else b""
         else:
@@ -332,16 +330,6 @@ class Relay:
 
 def _owner(exchange: Exchange) -> str:
     return exchange.caller.key_id if exchange.caller is not None else ""
-
-
-def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    try:
-        fields = _decode_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise bad_response("The provider's answer is not a JSON object.") from None
-    if bytes(fields.get("choices", b""))[:1] != b"[":
-        raise bad_response("The provider's answer has no choices.")
-    return fields
 
 
 def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.errors import UpstreamError
 from proxy.providers import Event, Json, Target, load
 from proxy.providers.chunks import ChunkWriter
-from proxy.providers.openai import read_usage
+from proxy.providers.usage import openai_usage
 from tests.golden import check_invariants, fold
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -53,12 +53,12 @@ def call(index: int | None, id: str | None = None, name: str | None = None, argu
     ],
 )
 def test_completion_tokens_include_reasoning(usage: Json, expected: tuple[int, int, int]) -> None:
-    read = read_usage(usage)
+    read = openai_usage(usage)
     assert (read["prompt_tokens"], read["completion_tokens"], read["total_tokens"]) == expected
 
 
 def test_cached_tokens_have_one_name() -> None:
-    assert read_usage({**USAGE, "prompt_cache_hit_tokens": 4})["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert openai_usage({**USAGE, "prompt_cache_hit_tokens": 4})["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
 @pytest.mark.parametrize(
