@@ -75,6 +75,7 @@ WORDS = {
     "context_length_exceeded": "context", "too_many_prompt_tokens": "context", "too_many_tokens": "context",
     "content_filter": "filtered", "content_policy_violation": "filtered",
     "responsibleaipolicyviolation": "filtered", "model_not_found": "no_model", "deploymentnotfound": "no_model",
+    "invalid_model": "no_model", "unknown_model": "no_model",
     "invalid_api_key": "auth", "api_key_invalid": "auth", "authentication_error": "auth", "permission_error": "auth",
     "unrecognizedclientexception": "auth", "accessdeniedexception": "auth", "insufficient_quota": "quota",
     "billing_error": "quota", "billing_hard_limit_reached": "quota", "rate_limit_error": "rate",
@@ -201,8 +202,8 @@ def _said(body: bytes) -> Said:
 def _read(native: Any) -> Said:
     """
     Knows these shapes: `{"error": {…}}` (OpenAI, Anthropic, Google), `[{"error": {…}}]` (Google's streams),
-    `{"error": "text", "code": …}` (xAI), `{"message": …}` (Bedrock, Cohere, Mistral), `{"detail": text}` and
-    `{"detail": [{"msg", "loc"}]}`.
+    `{"error": "text", "code": …}` (xAI), `{"message": …}` (Bedrock, Cohere, Mistral), `{"error_code", "message"}`
+    (Databricks), `{"detail": text}` and `{"detail": [{"msg", "loc"}]}`, which Mistral puts into `message`.
     """
     if isinstance(native, list):
         native = native[0] if native else {}
@@ -212,10 +213,15 @@ def _read(native: Any) -> Said:
     if not isinstance(error, dict):
         error = {**native, "message": error} if isinstance(error, str) else native
     message = error.get("message") or error.get("detail") or ""
+    if isinstance(message, dict):
+        message = message.get("detail") or message
+    param = error.get("param")
     if isinstance(message, list):
+        param = param or next((where for item in message if (where := _place(item))), None)
         message = "; ".join(_problem(item) for item in message)
-    raw = [error.get("code"), _inner_code(error), error.get("status"), error.get("type"), *_reasons(error)]
-    code, param = error.get("code"), error.get("param")
+    raw = [error.get("code"), error.get("error_code"), _inner_code(error), error.get("status"), error.get("type")]
+    raw += _reasons(error)
+    code = error.get("code")
     return Said(
         message=message if isinstance(message, str) else str(message),
         words=tuple(word.lower() for word in raw if isinstance(word, str)),
@@ -231,6 +237,13 @@ def _problem(item: Any) -> str:
         return str(item)
     where = item.get("loc")
     return f"{'.'.join(map(str, where))}: {item.get('msg')}" if isinstance(where, list) else str(item.get("msg"))
+
+
+def _place(item: Any) -> str | None:
+    """`["body", "tools", 0]` as the caller would write it; None where nothing is named."""
+    where = item.get("loc") if isinstance(item, dict) else None
+    path = [step for step in where if step != "body"] if isinstance(where, list) else []
+    return ".".join(map(str, path)) or None
 
 
 def _inner_code(error: Mapping[str, Any]) -> Any:
@@ -257,13 +270,13 @@ def _retry_info(error: Mapping[str, Any]) -> float | None:
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """A date is ignored: there is no clock here."""
-    milliseconds = _seconds(headers.get("retry-after-ms", ""))
-    return milliseconds / 1000 if milliseconds is not None else _seconds(headers.get("retry-after", ""))
+    seconds = _seconds(headers.get("retry-after-ms", ""), per=1000)
+    return seconds if seconds is not None else _seconds(headers.get("retry-after", ""))
 
 
-def _seconds(text: str) -> float | None:
+def _seconds(text: str, *, per: int = 1) -> float | None:
     try:
-        value = float(text)
+        value = float(text) / per
     except ValueError:
         return None
     return min(value, MAX_RETRY_AFTER_SECONDS) if math.isfinite(value) and value >= 0 else None

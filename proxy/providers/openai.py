@@ -153,7 +153,7 @@ class StreamDecoder:
         calls = delta.pop("tool_calls", None) or ()
         delta = {name: value for name, value in delta.items() if name != "role" and value not in (None, "", [])}
         extra = {name: native[name] for name in ("logprobs", "content_filter_results") if native.get(name)}
-        chunks = self._out.delta(delta, choice=index, extra=extra) if delta else []
+        chunks = self._out.delta(delta, choice=index, extra=extra) if delta or extra else []
         for call in calls:
             chunks += self._call(call, index)
         if native.get("finish_reason"):
@@ -188,6 +188,8 @@ def _choice(native: Json) -> Json:
         message["content"] = _text(message["content"])
     if message.get("tool_calls"):
         message["tool_calls"] = [{"type": "function", **call} for call in message["tool_calls"]]
+    elif "tool_calls" in message:
+        del message["tool_calls"]
     finish = _finish(native) if native.get("finish_reason") else {"finish_reason": "stop"}
     finish["finish_reason"] = settled_finish(finish["finish_reason"], has_calls=bool(message.get("tool_calls")))
     return {**native, "index": native.get("index") or 0, "message": message, **finish}

@@ -124,7 +124,7 @@ class WholeAnswer:
 
 
 def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    """A whole answer, undecoded but for the names of its fields. Raises UpstreamError if it is an error or has no choices."""
+    """A whole answer, of which only the fields are decoded. Raises UpstreamError if it is an error or no answer."""
     try:
         fields = _decode_fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -167,7 +167,7 @@ class PassReader:
 
     def _read(self, chunk: TapChunk) -> bool:
         """Takes what metering needs; False: a client of OpenAI's would stumble over this chunk (Azure's filter)."""
-        regular = chunk.object == CHUNK
+        regular = bool(chunk.object == CHUNK)
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason

@@ -214,12 +214,15 @@ TOOL = {"type": "function", "function": {"name": "look", "strict": True, "parame
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 
 REQUESTS: list[tuple[str, Json, Json, set[str]]] = [
-    ("groq", {"logprobs": True, "logit_bias": {"5": 1}}, {"logprobs": None, "logit_bias": None}, {"logprobs", "logit_bias"}),
+    ("groq", {"logprobs": True, "logit_bias": {"5": 1}}, {"logprobs": None, "logit_bias": None},
+     {"logprobs", "logit_bias"}),
     ("groq", {"logprobs": False, "n": 1}, {"logprobs": None, "n": 1}, set()),
     ("groq", {"reasoning_effort": "minimal"}, {"reasoning_effort": "low"}, {"reasoning_effort"}),
     ("groq", {"max_completion_tokens": 7}, {"max_completion_tokens": 7}, set()),
-    ("deepseek", {"max_completion_tokens": 7, "max_tokens": 9}, {"max_tokens": 7, "max_completion_tokens": None}, set()),
-    ("deepseek", {"reasoning_effort": "none"}, {"reasoning_effort": None, "thinking": {"type": "disabled"}}, {"reasoning_effort"}),
+    ("deepseek", {"max_completion_tokens": 7, "max_tokens": 9}, {"max_tokens": 7, "max_completion_tokens": None},
+     set()),
+    ("deepseek", {"reasoning_effort": "none"}, {"reasoning_effort": None, "thinking": {"type": "disabled"}},
+     {"reasoning_effort"}),
     ("deepseek", {"reasoning_effort": "high"}, {"reasoning_effort": "high"}, set()),
     ("deepseek", {"response_format": SCHEMA}, {"response_format": {"type": "json_object"}}, {"response_format"}),
     ("deepseek", {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}, set()),

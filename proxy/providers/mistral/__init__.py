@@ -1,0 +1,62 @@
+"""
+Mistral's chat API: OpenAI's with names and rules of its own. `requests` puts a conversation as Mistral takes it, for it
+refuses every field that it does not know; `content` reads answers, whose content may be a list of thoughts, text and
+references. The rest of an answer is OpenAI's, so its decoders do the rest.
+docs.mistral.ai/api
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from proxy.errors import UpstreamError
+from proxy.providers import ChatRequest, Chunk, Completion, Json, Target, UpstreamRequest, openai
+from proxy.providers.faults import bad_response, upstream_error
+from proxy.providers.mistral.content import ContentReader
+from proxy.providers.mistral.requests import encode_chat
+
+
+class Translator:
+    framing: Literal["sse", "aws"] = "sse"
+    same_dialect = False
+    auth = "bearer"
+
+    def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
+        return encode_chat(chat, target)
+
+    def decode_response(self, body: bytes) -> Completion:
+        completion = openai.Translator().decode_response(body)
+        for choice in completion["choices"]:
+            _refuse_broken(choice)
+            choice["message"] = ContentReader().read(choice["message"])
+        return completion
+
+    def stream_decoder(self) -> StreamDecoder:
+        return StreamDecoder()
+
+    def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        return upstream_error(status, headers, body)
+
+
+class StreamDecoder(openai.StreamDecoder):
+    """
+    ( chunk )+  [DONE]
+
+    As OpenAI's, but that a delta's content may be a list, calls come whole, and usage stands on the last choice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._contents: dict[int, ContentReader] = {}
+
+    def _choice(self, native: Json) -> list[Chunk]:
+        _refuse_broken(native)
+        reader = self._contents.setdefault(native.get("index") or 0, ContentReader())
+        return super()._choice({**native, "delta": reader.read(native.get("delta") or {})})
+
+
+def _refuse_broken(choice: Json) -> None:
+    """`error` is no end of an answer; nothing else tells that it broke off."""
+    if "error" in (choice.get("native_finish_reason"), choice.get("finish_reason")):
+        raise bad_response("The provider broke off its answer.")
