@@ -39,6 +39,24 @@ def at(*moment: int) -> int:
     return int(datetime(*moment, tzinfo=UTC).timestamp() * 1000)  # type: ignore[misc, arg-type]
 
 
+def test_a_deployment_costs_what_the_model_behind_it_costs() -> None:
+    provider = Provider(name="azure-eu", api="azure", api_base="https://eu.azure.example")
+    usage = Usage(input=1000, cache_read=500, output=100)
+    ours = Deployment(provider=provider, model="our-mini", base_model="GPT-5-mini")
+    named = Deployment(provider=provider, model="gpt-5-mini")
+    nameless = Deployment(provider=provider, model="our-mini")
+    assert BOOK.cost(ours, usage, NOON_MS) == BOOK.cost(named, usage, NOON_MS)
+    assert BOOK.cost(ours, usage, NOON_MS).state == "priced"
+    assert BOOK.cost(nameless, usage, NOON_MS).state == "unknown"
+    assert BOOK.max_output_tokens(ours) == BOOK.max_output_tokens(named)
+
+
+@pytest.mark.parametrize(("api", "model"), [("mistral", "mistral-large-latest"), ("cohere", "command-a-03-2025")])
+def test_an_api_with_one_owner_is_priced_as_theirs(api: str, model: str) -> None:
+    own = deployment("ours", model, api=api, api_base="http://127.0.0.1:9")
+    assert BOOK.cost(own, Usage(input=1000), NOON_MS).state == "priced"
+
+
 TIERS = {
     "": None,
     "priority": {"service_tier": "priority"},

@@ -57,6 +57,16 @@ async def corrections(db: Database) -> list[tuple[int, int]]:
     return [tuple(one) for one in rows]
 
 
+async def test_a_row_is_priced_by_the_model_that_the_configuration_names_behind_it(db: Database) -> None:
+    provider = Provider(name="azure-eu", api="azure", api_base="https://eu.azure.example")
+    known = Deployment(provider=provider, model="ours", base_model="gpt-5-mini")
+    await ship(db, [row(deployment="azure-eu/ours", provider="azure-eu", cost_nano_usd=0)])
+    (without,) = await Rerating(PriceBook(), {"azure-eu": provider}).run(db, SINCE, UNTIL, dry_run=True)
+    (named,) = await Rerating(PriceBook(), {"azure-eu": provider}, {known.name: known}).run(db, SINCE, UNTIL)
+    assert (without.unpriced, named.unpriced) == (1, 0)
+    assert await spent(db) == named.after_nano_usd > 0
+
+
 async def test_hours_and_budgets_move_once_however_often_it_is_done(db: Database) -> None:
     budget = a_budget(10_000_000)
     lease = await take_lease(db, budget, str(WORKER), 1_000, 1)
