@@ -17,6 +17,7 @@ from proxy.config.yaml import ScalarNode
 from proxy.metering.price_list import listed
 from proxy.metering.prices import PriceBook
 from proxy.metering.rerating import Change, Rerating
+from proxy.metering.unpriced import routed
 
 RERATE = "rerate"
 COLUMNS = ("input", "cache_read", "cache_write_5m", "output")

@@ -53,8 +53,8 @@ _DATA_URL = re.compile(
 
 class Parts:
     """
-    The parts of one request: documents in it must not share a name. `buckets` are those of S3 that callers may name, for
-    Bedrock reads them with the gateway's own rights.
+    The parts of one request: documents in it must not share a name. `buckets` are those of S3 that callers may name,
+    for Bedrock reads them with the gateway's own rights.
     """
 
     def __init__(self, note: Note, *, caches: bool, buckets: Collection[str] = ()) -> None:
