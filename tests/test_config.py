@@ -233,7 +233,8 @@ def test_the_annotated_example_loads_with_nothing_set() -> None:
     examined = examine(ROOT / "config.yaml", {})
     assert examined.config is not None, text_of(examined.problems)
     assert all(one.severity == "warning" and " is off: " in one.message for one in examined.problems)
-    environ = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "STRATA_MASTER_KEY": STRONG, "METRICS_TOKEN": STRONG}
+    environ = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "GEMINI_API_KEY": KEY}
+    environ |= {"STRATA_MASTER_KEY": STRONG, "METRICS_TOKEN": STRONG}
     assert examine(ROOT / "config.yaml", environ).problems == []
 
 

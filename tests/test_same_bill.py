@@ -24,6 +24,12 @@ PRICED = {
     "anthropic": Deployment(
         provider=Provider(name="anthropic", api="anthropic", api_base="http://127.0.0.1:9"), model="claude-sonnet-4-5"
     ),
+    "gemini": Deployment(
+        provider=Provider(name="gemini", api="gemini", api_base="http://127.0.0.1:9"), model="gemini-2.5-flash"
+    ),
+    "vertex": Deployment(
+        provider=Provider(name="vertex", api="vertex", api_base="http://127.0.0.1:9"), model="gemini-2.5-flash"
+    ),
 }
 NOON_MS = 1_790_000_000_000
 

@@ -37,6 +37,8 @@ class Preset(NamedTuple):
     """Options and secrets without which it is off."""
     quirks: Mapping[str, object] = NONE
     """How it differs from its API; see `proxy.providers.quirks`. The file's own come on top."""
+    documents: tuple[str, ...] = ()
+    """Those of its secrets that are whole files, or the names of files."""
     regions: Mapping[str, str] = NONE
     """Regions whose address is not made like that of the others."""
     needs_key: bool = True
@@ -77,6 +79,7 @@ PRESETS: dict[str, Preset] = {
         api="vertex",
         options={"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_LOCATION"},
         secrets={"access_token": "", "credentials": "GOOGLE_APPLICATION_CREDENTIALS"},
+        documents=("credentials",),
         needs=("project", "region"),
         regions={
             "global": "https://aiplatform.googleapis.com",

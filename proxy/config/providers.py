@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxy.config import Provider, Secret
 from proxy.config.presets import PRESETS, SIM, SIM_API_BASE, SIM_QUIRKS, Preset
 from proxy.config.problems import Mark, Report, shown, suggestion
-from proxy.config.quantities import boolean, integer, json_map, secret, size, text, text_map
+from proxy.config.quantities import boolean, integer, json_map, secret, secret_document, size, text, text_map
 from proxy.config.reading import Key, child, entries_of, flag_inline_secret, read_map
 from proxy.config.references import Resolver
 from proxy.config.yaml import Node, ScalarNode
@@ -199,7 +199,9 @@ def _own_keys(preset: Preset | None) -> dict[str, Key]:
     if preset is None:
         return {}
     options = {name: Key(name, text) for name in preset.options}
-    return options | {name: Key(name, secret) for name in preset.secrets}
+    return options | {
+        name: Key(name, secret_document if name in preset.documents else secret) for name in preset.secrets
+    }
 
 
 def _gather(fields: dict[str, Any], into: str, names: Mapping[str, str]) -> None:

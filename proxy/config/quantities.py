@@ -49,6 +49,11 @@ def secret(node: Node) -> Secret:
     return Secret(node.text.strip())
 
 
+def secret_document(node: Node) -> Secret:
+    """A secret that is a file's name or its content, and goes into no header."""
+    return Secret(text(node).strip())
+
+
 def boolean(node: Node) -> bool:
     if isinstance(node, ScalarNode) and _kind(node) == "boolean":
         return node.text.lower() == "true"
