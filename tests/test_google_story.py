@@ -139,6 +139,15 @@ async def test_a_client_that_drops_signatures_still_works_with_tools(
     assert raw.headers["x-strata-cost-usd"] == "0.0006"
 
 
+def test_a_tier_without_a_price_is_no_way_around_a_budget(gateway: Gateway, client: OpenAI) -> None:
+    """Gemini says the tier under a name of its own; what is set aside goes by it all the same."""
+    poor = client.with_options(api_key=gateway.create_key("poor", "--budget", "1/1d"))
+    poor.chat.completions.create(model="gem", messages=HELLO, max_tokens=500)
+    with pytest.raises(openai.PermissionDeniedError, match='no price for the service tier "priority"'):
+        poor.chat.completions.create(model="gem", messages=HELLO, max_tokens=500, service_tier="priority")
+    assert [body.get("serviceTier") for _, _, body in Google.asked] == [None]
+
+
 def test_no_key_is_in_an_address(client: OpenAI) -> None:
     client.chat.completions.create(model="gem", messages=HELLO)
     client.chat.completions.create(model="claude", messages=HELLO, max_tokens=9)

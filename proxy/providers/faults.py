@@ -102,6 +102,8 @@ BEGINNINGS = (
     ("invalid api key", "auth"),
     ("api key not valid", "auth"),
     ("invalid x-api-key", "auth"),
+    ("user location is not supported", "auth"),  # Google's, of the gateway's own place
+    ("gemini api free tier is not available", "quota"),
     ("your credit balance is too low", "quota"),
     ("insufficient balance", "quota"),
     ("the provided model identifier is invalid", "no_model"),

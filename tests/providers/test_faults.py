@@ -53,6 +53,8 @@ TABLE = [
         True,
     ),
     (400, said("API key not valid.", status="INVALID_ARGUMENT"), "provider_auth", 502, "provider_auth", True, True),
+    (400, said("User location is not supported for…"), "provider_auth", 502, "provider_auth", True, True),
+    (400, said("Gemini API free tier is not available in…"), "provider_quota", 502, "provider_quota", True, True),
     (400, said("x", details=[{"reason": "API_KEY_INVALID"}]), "provider_auth", 502, "provider_auth", True, True),
     (
         404,

@@ -155,6 +155,11 @@ def test_a_stream_that_said_no_finish_is_cut(api: str) -> None:
             streamed(events, api)
 
 
+def test_a_reason_that_says_nothing_is_no_finish() -> None:
+    with pytest.raises(StreamTruncated):
+        streamed([response([{"text": "Half"}], "FINISH_REASON_UNSPECIFIED")])
+
+
 def test_a_cut_stream_still_tells_what_was_counted() -> None:
     for api in ("gemini", "vertex"):
         decoder = load(api).stream_decoder()

@@ -411,6 +411,18 @@ def test_claude_on_vertex_takes_what_claude_takes() -> None:
     assert refused.value.param == "n"
 
 
+def test_a_name_is_said_to_be_lost_only_where_it_is() -> None:
+    result = {"role": "tool", "tool_call_id": "call_1", "name": "look", "content": "1"}
+    assert encode(messages=[USER, ASKED, result]).notices == ()
+    assert params(encode(messages=[{**USER, "name": "Ada"}])) == ["messages[].name"]
+
+
+def test_a_jpg_is_a_jpeg() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/JPG;base64,AAAA"}}
+    sent = encode(messages=[said(part)]).body["contents"][0]["parts"][1]
+    assert sent == {"inlineData": {"mimeType": "image/jpeg", "data": "AAAA"}}
+
+
 def test_a_model_of_the_cloud_is_told_apart() -> None:
     assert read_model(FLASH_2, cloud=True).fetches_links
     assert not read_model(FLASH_2).fetches_links

@@ -20,6 +20,8 @@ FINISH_REASONS = {
 }  # fmt: skip
 """What is not here (MALFORMED_FUNCTION_CALL, OTHER …) is `stop`; Google's own word always goes beside it."""
 
+NOT_FINISHED = (None, "", "FINISH_REASON_UNSPECIFIED")
+
 TRAFFIC = {"ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex"}
 """How Google Cloud says the service tier; what is not here is the standard one, or is not billed by token."""
 

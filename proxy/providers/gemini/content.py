@@ -104,7 +104,9 @@ def _media(url: str, param: str, model: Model) -> Json:
     if found:
         if not found["base64"]:
             _refuse(param, "a data: URL is in base64")
-        return {"inlineData": {"mimeType": found["type"].lower() or "application/octet-stream", "data": found["data"]}}
+        media_type = found["type"].lower() or "application/octet-stream"
+        media_type = "image/jpeg" if media_type == "image/jpg" else media_type
+        return {"inlineData": {"mimeType": media_type, "data": found["data"]}}
     if url.startswith(FILES) and not model.cloud:
         return {"fileData": {"fileUri": url}}
     if _YOUTUBE.match(url):

@@ -161,5 +161,6 @@ def _response(text: str) -> Json:
 
 def _notice_strangers(talk: Conversation, message: Json) -> None:
     for name, value in message.items():
-        if name not in _KNOWN and value not in (None, "", []):
+        sent = name in _KNOWN or (name == "name" and message["role"] == "tool")  # a result has its function's name
+        if not sent and value not in (None, "", []):
             talk.notice(f"messages[].{name}", f"Gemini has no {name} in messages; it was left out.")

@@ -13,7 +13,7 @@ from proxy.errors import StreamTruncated
 from proxy.providers import Chunk, Event, Json
 from proxy.providers.chunks import ChunkWriter
 from proxy.providers.faults import bad_response, stream_error
-from proxy.providers.gemini.answers import finish_of, logprobs_of, refused_prompt, usage_of
+from proxy.providers.gemini.answers import NOT_FINISHED, finish_of, logprobs_of, refused_prompt, usage_of
 from proxy.providers.gemini.arguments import Arguments
 from proxy.providers.gemini.grounding import annotations_of, searches_of
 from proxy.providers.gemini.reasoning import FORMAT
@@ -124,7 +124,7 @@ class StreamDecoder:
         state.grounding |= {name: value for name, value in (native.get("groundingMetadata") or {}).items() if value}
         cited = native.get("citationMetadata") or {}
         state.citations += cited.get("citations") or cited.get("citationSources") or []
-        if native.get("finishReason"):
+        if native.get("finishReason") not in NOT_FINISHED:
             grounding = {"grounding_metadata": state.grounding} if state.grounding else {}
             self._out.finish(finish_of(native) | grounding, choice=index)
         return chunks
