@@ -43,33 +43,47 @@ class EventStream:
     `:error-code`, with the `:error-message` for data. Nothing follows either of the two.
     """
 
-    __slots__ = ("_held", "_wanted")
+    __slots__ = ("_failure", "_held", "_wanted")
 
     def __init__(self) -> None:
+        self._failure: UpstreamError | None = None
+        """What is wrong with the stream, when what came before it was right and has to be delivered first."""
         self._held = bytearray()
         self._wanted = PRELUDE_BYTES
         """Nothing can be done before so many bytes are held."""
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes. Raises UpstreamError for bytes that are damaged, or too many for one."""
+        """
+        The events that `data` completes. Raises UpstreamError for bytes that are damaged, or too many for one; where
+        whole events came with them, the next call does.
+        """
+        if self._failure is not None:
+            raise self._failure
         held = self._held
         held += data
         events: list[Event] = []
         start = 0
-        while len(held) - start >= self._wanted:
-            total = self._total(start)
-            if len(held) - start < total:
-                self._wanted = total
-                break
-            events.append(self._event(bytes(held[start : start + total])))
-            start += total
-            self._wanted = PRELUDE_BYTES
+        try:
+            while len(held) - start >= self._wanted:
+                total = self._total(start)
+                if len(held) - start < total:
+                    self._wanted = total
+                    break
+                events.append(self._event(bytes(held[start : start + total])))
+                start += total
+                self._wanted = PRELUDE_BYTES
+        except UpstreamError as error:
+            if not events:
+                raise
+            self._failure = error
         if start:
             del held[:start]
         return events
 
     def close(self) -> list[Event]:
         """The bytes have ended. A message that is not whole is none: whether the answer is, its decoder knows."""
+        if self._failure is not None:
+            raise self._failure
         self._held.clear()
         self._wanted = PRELUDE_BYTES
         return []

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from proxy.providers import Json, Target, load
+from tests.eventstream import event
 from tests.golden import check_invariants, decode, fold
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "fidelity" / "recorded.jsonl.gz"
@@ -233,3 +234,46 @@ def test_a_recorded_answer_goes_back_as_history() -> None:
             assert kinds[0] in ("thinking", "redacted_thinking"), id
         assert kinds.count("tool_use") == len(results)
     assert thoughtful > 4
+
+
+def bedrock_streams() -> Iterator[tuple[str, list[Json]]]:
+    for row in recorded():
+        events = row["response"].get("eventstream")
+        if row["api"] == "converse-stream" and events and events[-1]["event"] == "metadata":  # some were trimmed
+            yield row["id"], events
+
+
+def test_recorded_bedrock_streams() -> None:
+    count = 0
+    for id, events in bedrock_streams():
+        stream = b"".join(event(each["event"], each["payload"]) for each in events)
+        chunks = decode(load("bedrock"), [stream[i : i + 7] for i in range(0, len(stream), 7)])
+        assert "error" not in chunks[-1], id
+        check_invariants(chunks)
+        usage, completion = events[-1]["payload"]["usage"], fold(chunks)
+        assert completion["usage"]["total_tokens"] == usage["totalTokens"], id
+        deltas = [each["payload"]["delta"] for each in events if each["event"] == "contentBlockDelta"]
+        message = completion["choices"][0]["message"]
+        assert (message["content"] or "") == "".join(delta.get("text", "") for delta in deltas), id
+        arguments = "".join(delta["toolUse"]["input"] for delta in deltas if "toolUse" in delta)
+        told = [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+        assert "".join(told) in (arguments, arguments or "{}"), id
+        thoughts = "".join(delta["reasoningContent"].get("text", "") for delta in deltas if "reasoningContent" in delta)
+        assert message.get("reasoning_content", "") == thoughts, id
+        count += 1
+    assert count > 25
+
+
+def test_recorded_bedrock_answers() -> None:
+    count = 0
+    for id, native in wholes("bedrock", "converse"):
+        completion = load("bedrock").decode_response(msgspec.json.encode(native))
+        assert completion["usage"]["total_tokens"] == native["usage"]["totalTokens"], id
+        (choice,) = completion["choices"]
+        calls = [block["toolUse"] for block in native["output"]["message"]["content"] if "toolUse" in block]
+        told = choice["message"].get("tool_calls", [])
+        assert [(call["id"], msgspec.json.decode(call["function"]["arguments"])) for call in told] == [
+            (call["toolUseId"], call["input"]) for call in calls
+        ]
+        count += 1
+    assert count > 25

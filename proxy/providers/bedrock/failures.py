@@ -46,7 +46,7 @@ def stream_failure(name: str, data: bytes) -> UpstreamError:
     native = _object(data)
     if native is None:
         native = {"message": data.decode("utf-8", "replace")}
-    return _failure(int(native.get("originalStatusCode") or 500), {}, name, native)
+    return _failure(500, {}, name, native)
 
 
 def _failure(status: int, headers: Mapping[str, str], named: str, native: Mapping[str, Any]) -> UpstreamError:

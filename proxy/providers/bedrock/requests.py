@@ -40,6 +40,11 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Values of parameters without a counterpart that change nothing, and so need no notice. Null never does."""
 
+LIMITS = frozenset(
+    {"max_tokens", "maxTokens", "max_tokens_to_sample", "max_new_tokens", "max_gen_len", "maxTokenCount"}
+)
+"""What families call the limit of an answer. It is sent as max_tokens alone, for a budget is reserved by it."""
+
 STANDARD_TIERS = ("auto", "default")
 SERVICE_TIERS = ("priority", "flex", "reserved")
 
@@ -183,11 +188,19 @@ def _add_own(body: Json, more: Json, chat: ChatRequest, name: str) -> None:
         form = "a list" if name in OWN_LISTS else "an object"
         raise CallerError(f"{name} is {form} of Converse's own.", param=name)
     if name == "additionalModelRequestFields":
-        more.update(value)
+        _add_more(more, dict(value))
     elif name == "requestMetadata":
         body.setdefault(name, {}).update(value)
     else:
         body[name] = value
+
+
+def _add_more(more: Json, fields: Json) -> None:
+    name = "additionalModelRequestFields"
+    for inner in (fields, fields.get("inferenceConfig"), fields.get("textGenerationConfig")):
+        if isinstance(inner, dict) and LIMITS & inner.keys():
+            raise CallerError(f"{name}: the limit of an answer is sent as max_tokens.", param=name)
+    more |= fields
 
 
 def _limit_cache_points(body: Json, chat: ChatRequest, model: Model, talk: Conversation) -> None:

@@ -171,9 +171,10 @@ async def _ask(
     *,
     headers: Mapping[str, str] | None = None,
     form: Mapping[str, str] | None = None,
-    seconds: float = METADATA_SECONDS,
+    seconds: float | None = None,
 ) -> tuple[int, bytes]:
     """Asks directly: no proxy of the environment may see what comes back."""
+    seconds = seconds or METADATA_SECONDS
     async with (
         asyncio.timeout(seconds),
         httpx2.AsyncClient(timeout=seconds, trust_env=False, follow_redirects=False) as http,
