@@ -130,6 +130,7 @@ PRESETS: dict[str, Preset] = {
         "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", bills_after_abort=False, quirks=OPEN
     ),
     "mistral": Preset("https://api.mistral.ai/v1", "MISTRAL_API_KEY", api="mistral"),
+    "cohere": Preset("https://api.cohere.com", "COHERE_API_KEY", api="cohere"),
     # inference-docs.cerebras.ai/resources/openai names what it refuses. Some of its streams never say [DONE].
     "cerebras": Preset("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", quirks={
         "roles": ROLES, "normalise": True, "only": {"n": [1]}, "values": {"reasoning_effort": EFFORTS},
