@@ -183,7 +183,7 @@ def fold(chunks: Sequence[Chunk]) -> Completion:
             elif name == "reasoning_details":
                 _fold_details(message.setdefault(name, []), value)
             elif isinstance(value, list):
-                message.setdefault(name, []).extend(value)
+                _fold_entries(message.setdefault(name, []), value)
             elif name != "role" and value:
                 message[name] = (message.get(name) or "") + value
         if choice["finish_reason"]:
@@ -201,9 +201,17 @@ def _fold_call(calls: list[Json], call: Json) -> None:
         calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
 
 
+def _fold_entries(entries: list[Json], pieces: list[Json]) -> None:
+    """Objects that come whole; their place is the stream's alone."""
+    for piece in pieces:
+        assert piece["index"] == len(entries), "SDKs put lists together by `index`"
+        entries.append({name: value for name, value in piece.items() if name != "index"})
+
+
 def _fold_details(details: list[Json], fragments: list[Json]) -> None:
     for fragment in fragments:
         known = next((detail for detail in details if detail["index"] == fragment["index"]), None)
+        assert known is None or not {"format", "id"} & fragment.keys(), "SDKs join strings, so this would double"
         if known is None:
             details.append(dict(fragment))
             continue

@@ -20,7 +20,8 @@ REQUIRED = {
         tool-results tool-without-arguments-stream tool-choice-any json-schema stop reasoning reasoning-stream
         redacted-thinking signature-roundtrip cache-read cache-write cumulative-usage usage-in-message-delta
         refusal empty-content unicode-line-separator error-mid-stream overloaded truncated non-json-error
-        rate-limited long-history""",
+        rate-limited long-history
+        json-schema-older json-schema-older-stream web-search-stream pause-turn""",
     "gemini": """text text-stream system image audio pdf tools tools-stream parallel-tools parallel-tools-stream
         tool-results tool-without-arguments-stream arguments-in-pieces tool-choice-any tool-choice-named json-schema
         json-object stop reasoning reasoning-stream signature-roundtrip cache-read cumulative-usage usage-by-modality

@@ -69,7 +69,10 @@ PRESETS: dict[str, Preset] = {
         },
         secrets={"client_secret": "AZURE_CLIENT_SECRET"},
     ),
-    "anthropic": Preset("https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False),
+    "anthropic": Preset(
+        "https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False,
+        quirks={"forward": ("anthropic-beta",)},
+    ),
     "gemini": Preset(
         "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY GOOGLE_API_KEY", api="gemini"
     ),

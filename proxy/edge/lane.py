@@ -39,7 +39,7 @@ class Head:
         self.content_type = b""
         self.request_id: bytes | None = None
         self.hints: dict[str, str] = {}
-        """The client's `x-strata-…` headers."""
+        """The client's `x-strata-…` headers, and what it wants of a provider's previews (`anthropic-beta`)."""
 
 
 class LaneRequest:

@@ -296,7 +296,7 @@ class GatewayProtocol(HttpToolsProtocol):
             judge = _JUDGES.get(name)
             if judge is not None:
                 hosts += judge(self, head, name, value)
-            elif name.startswith(b"x-strata-"):
+            elif name.startswith(b"x-strata-") or name.endswith(b"-beta"):
                 head.hints[name.decode("latin-1")] = value.decode("latin-1")
         if hosts != 1:
             raise CallerError(f"A request needs one Host header, not {hosts}.", code="invalid_host")

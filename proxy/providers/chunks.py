@@ -13,6 +13,9 @@ from proxy.providers import Chunk, Json
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 """OpenAI's five. No other value ever leaves; the provider's own goes beside it as `native_finish_reason`."""
 
+JOINED = frozenset({"type", "text", "summary", "data", "signature"})
+"""Fields of a list's entry that grow from piece to piece; `type` is the one that clients do not join."""
+
 
 def settled_finish(reason: str, *, has_calls: bool) -> str:
     """`tool_calls` exactly where there are calls: some providers say it without one, others say `stop` with some."""
@@ -29,10 +32,27 @@ class _Choice:
     calls: dict[object, int] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     """Calls that have shown no arguments yet."""
+    entries: dict[str, dict[object, int]] = field(default_factory=dict)
+    """Lists of objects other than calls, by field: what the provider counts an entry by, and its place."""
 
     def chunk(self, delta: Json, extra: Json | None = None, finish_reason: str | None = None) -> Chunk:
         choice = {"index": self.index, "delta": delta, "finish_reason": finish_reason}
         return {"choices": [{**choice, **extra} if extra else choice]}
+
+    def placed(self, name: str, pieces: list[Json]) -> list[Json]:
+        """
+        The pieces of a list in a delta, each with its place in the whole list as `index`. A piece that goes on with an
+        entry leaves out what the entry has said of itself: clients join strings, so a second `format` would double it.
+        """
+        known = self.entries.setdefault(name, {})
+        placed = []
+        for piece in pieces:
+            key = piece["index"] if isinstance(piece.get("index"), int) else ("new", len(known))
+            again = key in known
+            place = known.setdefault(key, len(known))
+            said = {field: value for field, value in piece.items() if field in JOINED} if again else piece
+            placed.append({**said, "index": place})
+        return placed
 
 
 class ChunkWriter:
@@ -50,8 +70,15 @@ class ChunkWriter:
         self._usage: Json | None = None
 
     def delta(self, delta: Json, *, choice: int = 0, extra: Json | None = None) -> list[Chunk]:
-        """Fields of a delta other than `role` and `tool_calls`; `extra` are fields of the choice beside it."""
+        """
+        Fields of a delta other than `role` and `tool_calls`; `extra` are fields of the choice beside it. The objects of
+        a list get their places, because OpenAI's SDKs put a stream together by them; pieces of one entry come with the
+        same `index`, whichever it is.
+        """
         state = self._choice(choice)
+        for name, value in delta.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                delta = {**delta, name: state.placed(name, value)}
         return [*self._role(state), state.chunk(delta, extra)]
 
     def tool_call(

@@ -195,13 +195,86 @@ def test_newest_models_take_no_sampling() -> None:
     assert params(request) == ["temperature", "top_p", "top_k"]
 
 
-def test_older_models_are_told_the_schema() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+def test_older_models_are_told_a_schema_that_is_no_objects() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "items": {}}}}
     request = encode("claude-3-5-haiku-latest", response_format=form)
-    assert '"properties":{"a":{"type":"string"}}' in request.body["system"]
-    assert "output_config" not in request.body
+    assert '"type":"array"' in request.body["system"]
+    assert "tools" not in request.body
     assert params(request) == ["response_format"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "offered", "sent"),
+    [
+        (None, ["look", "strata_answer"], {"type": "any"}),
+        ("auto", ["look", "strata_answer"], {"type": "any"}),
+        ("none", ["look", "strata_answer"], {"type": "tool", "name": "strata_answer"}),
+        ("required", ["look"], {"type": "any"}),
+        ({"type": "function", "function": {"name": "look"}}, ["look"], {"type": "tool", "name": "look"}),
+    ],
+)
+def test_older_models_answer_by_a_schema_or_call_a_tool(choice: Any, offered: list[str], sent: Json) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {}}}}
+    body = encode("claude-3-5-haiku-latest", response_format=form, tools=[TOOL], tool_choice=choice).body
+    assert [tool["name"] for tool in body["tools"]] == offered
+    assert {name: body["tool_choice"][name] for name in sent} == sent
+
+
+def test_an_answer_by_tool_and_thinking_do_not_go_together() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {}}}}
+    request = encode("claude-3-7-sonnet-latest", response_format=form, reasoning_effort="low", max_tokens=4000)
+    assert "thinking" not in request.body
+    assert params(request) == ["response_format", "reasoning_effort"]
+
+
+@pytest.mark.parametrize("kind", ["web_search_20250305", "code_execution_20250825", "mcp_toolset"])
+def test_tools_that_anthropic_runs_go_through_as_they_are(kind: str) -> None:
+    tool = {"type": kind, "name": "it", "max_uses": 3}
+    assert encode(tools=[tool]).body["tools"] == [tool]
+
+
+@pytest.mark.parametrize("kind", ["custom", "web_search", "advisor_20250301"])
+def test_a_tool_that_nobody_here_can_run_or_price_is_refused(kind: str) -> None:
+    with pytest.raises(CallerError) as caught:
+        encode(tools=[{"type": kind, "name": "it"}])
+    assert caught.value.param == "tools[0].type"
+
+
+@pytest.mark.parametrize("name", ["speed", "inference_geo", "fallbacks"])
+def test_what_would_change_the_price_unseen_stays_out(name: str) -> None:
+    asked: Json = {name: "fast"}
+    request = encode(**asked)
+    assert name not in request.body
+    assert params(request) == [name]
+
+
+@pytest.mark.parametrize("betas", ["a", [1], ["a\r\nx-api-key: b"]])
+def test_betas_are_names(betas: Any) -> None:
+    with pytest.raises(CallerError) as caught:
+        encode(betas=betas)
+    assert caught.value.param == "betas"
+
+
+def test_metadata_knows_a_user_only() -> None:
+    request = encode(metadata={"user_id": "u-1", "team": "search"})
+    assert request.body["metadata"] == {"user_id": "u-1"}
+    assert params(request) == ["metadata"]
+
+
+def test_pieces_of_thoughts_belong_to_whoever_signed_the_first() -> None:
+    """A stream says the format once; what another API signed is not Claude's, however it is cut."""
+
+    def turn(format: str) -> list[str]:
+        details = [
+            {"type": "reasoning.text", "text": "Hm", "format": format, "index": 0},
+            {"type": "reasoning.text", "signature": "c2ln", "index": 0},
+        ]
+        answered: Json = {"role": "assistant", "content": "Ho", "reasoning_details": details}
+        body = encode(messages=[USER, answered, USER]).body
+        return [block["type"] for block in body["messages"][1]["content"]]
+
+    assert turn("anthropic-claude-v1") == ["thinking", "text"]
+    assert turn("google-gemini-v1") == ["text"]
 
 
 def test_a_format_and_an_effort_share_output_config() -> None:

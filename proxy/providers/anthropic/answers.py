@@ -27,8 +27,18 @@ STOP_REASONS = {
 }
 """What is not here is `stop`; Anthropic's own word always goes beside it."""
 
+TOLD_LAST = ("container", "context_management")
+"""Which container ran code, and can be used again; what was cleared from the conversation."""
+
 REASONING_FORMAT = "anthropic-claude-v1"
 """Marks signatures that only Claude can read, in OpenRouter's `reasoning_details`."""
+
+ANSWER_TOOL = "strata_answer"
+"""The tool that older models call to answer by a schema: its input is the text of the answer."""
+
+SHOWN = frozenset({"text", "thinking", "redacted_thinking", "tool_use"})
+"""Blocks with a place in OpenAI's message. All others (a search and its results, a compaction) go beside it whole, as
+`native_blocks`, and may come back the same way."""
 
 
 def decode_answer(body: bytes) -> Completion:
@@ -64,10 +74,13 @@ def _completion(native: Json) -> Completion:
 
 
 def finish_of(native: Mapping[str, Any]) -> Json:
-    """`finish_reason`, `native_finish_reason` and the matched `stop_sequence`, from a message or a message_delta."""
+    """
+    `finish_reason`, `native_finish_reason`, the matched `stop_sequence` and what Anthropic alone tells at the end, from
+    a message or a message_delta.
+    """
     reason = native.get("stop_reason")
     finish = {"finish_reason": STOP_REASONS.get(reason or "", "stop"), "native_finish_reason": reason}
-    return finish | {"stop_sequence": native["stop_sequence"]} if native.get("stop_sequence") else finish
+    return finish | {name: native[name] for name in ("stop_sequence", *TOLD_LAST) if native.get(name)}
 
 
 def refusal_of(native: Mapping[str, Any]) -> str | None:
@@ -81,6 +94,7 @@ def usage_of(native: Mapping[str, Any]) -> Json | None:
     """Anthropic's usage in OpenAI's shape; None if it counts nothing."""
     if native.get("input_tokens") is None and native.get("output_tokens") is None:
         return None
+    native = _with_compactions(native)
     lifetimes = native.get("cache_creation") or {}
     written_1h = lifetimes.get("ephemeral_1h_input_tokens") or 0
     written = native.get("cache_creation_input_tokens")
@@ -102,6 +116,27 @@ def usage_of(native: Mapping[str, Any]) -> Json | None:
     if thinking is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": min(thinking, completion)}
     return usage | _billed_apart(native)
+
+
+COUNTED = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def _with_compactions(native: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Making room in a conversation is billed, and is in no total: its tokens stand in `iterations` alone.
+    https://platform.claude.com/docs/en/build-with-claude/compaction
+    """
+    made = [one for one in native.get("iterations") or () if one.get("type") == "compaction"]
+    if not made:
+        return native
+    summed: Json = dict(native)
+    for name in COUNTED:
+        summed[name] = sum(one.get(name) or 0 for one in (native, *made))
+    lifetimes = [one["cache_creation"] for one in (native, *made) if one.get("cache_creation")]
+    summed["cache_creation"] = {
+        name: sum(each.get(name) or 0 for each in lifetimes) for name in {name for each in lifetimes for name in each}
+    }
+    return summed
 
 
 def _billed_apart(native: Mapping[str, Any]) -> Json:
@@ -140,8 +175,9 @@ def _message(blocks: list[Json]) -> Json:
     text, thoughts = "", ""
     details: list[Json] = []
     calls: list[Json] = []
+    others: list[Json] = []
     cited: dict[str, list[Json]] = {}
-    for number, block in enumerate(blocks):
+    for block in blocks:
         match block.get("type"):
             case "text":
                 start, text = len(text), text + (block.get("text") or "")
@@ -149,15 +185,20 @@ def _message(blocks: list[Json]) -> Json:
                     cited.setdefault(name, []).extend(found)
             case "thinking":
                 thoughts += block.get("thinking") or ""
-                details.append(thought(number, block.get("thinking") or None, block.get("signature")))
+                details.append(thought(len(details), block.get("thinking") or None, block.get("signature")))
             case "redacted_thinking":
-                details.append(redacted_thought(number, block.get("data")))
+                details.append(redacted_thought(len(details), block.get("data")))
+            case "tool_use" if block.get("name") == ANSWER_TOOL:
+                text += msgspec.json.encode(block.get("input") or {}).decode()
             case "tool_use":
                 arguments = msgspec.json.encode(block.get("input") or {}).decode()
                 function = {"name": block.get("name") or "", "arguments": arguments}
                 calls.append({"id": block.get("id"), "type": "function", "function": function})
+            case _:
+                others.append(block)
     message: Json = {"role": "assistant", "content": text or None, "refusal": None}
     extras = {"reasoning_content": thoughts, "reasoning_details": details, "tool_calls": calls, **cited}
+    extras["native_blocks"] = others
     return message | {name: value for name, value in extras.items() if value}
 
 

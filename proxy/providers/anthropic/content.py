@@ -63,7 +63,7 @@ def _block(part: Json, param: str, note: Note) -> Json | None:
         case "image_url":
             return _image(part.get("image_url") or {}, f"{param}.image_url", note)
         case "file":
-            return _document(part.get("file") or {}, f"{param}.file")
+            return _cited(_document(part.get("file") or {}, f"{param}.file"), part)
         case "thinking" | "redacted_thinking":
             return None  # `reasoning` puts them first in their turn
         case "input_audio":
@@ -111,6 +111,13 @@ def _document(file: Json, param: str) -> Json:
         source = {"type": "text", "media_type": "text/plain", "data": _text(data, param)}
         return {"type": "document", "source": source, **titled}
     _refuse(param, f"Anthropic takes PDF and text files, not {media_type!r:.60}")
+
+
+def _cited(block: Json, part: Json) -> Json:
+    """Anthropic cites a document if asked: `citations: {"enabled": true}` beside the file, with `context` about it."""
+    if block["type"] != "document":
+        return block
+    return block | {name: part[name] for name in ("citations", "context") if part.get(name)}
 
 
 def _text(data: str, param: str) -> str:

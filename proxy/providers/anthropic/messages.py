@@ -19,7 +19,8 @@ from proxy.providers.anthropic.reasoning import replayed_thoughts
 
 _KNOWN = frozenset(
     {"role", "content", "refusal", "tool_calls", "tool_call_id", "cache_control", "annotations", "citations",
-     "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "function_call"}
+     "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "native_blocks", "is_error",
+     "function_call"}
 )  # fmt: skip
 
 
@@ -96,10 +97,20 @@ def _assistant_blocks(message: Json, calls: list[Json], param: str, talk: Conver
         raise CallerError(
             f"{param}.function_call is the old form of tool_calls; use tool_calls.", param=f"{param}.function_call"
         )
-    blocks = [*replayed_thoughts(message, talk.notice), *spoken, *calls]
+    done, begun = _native_blocks(message.get("native_blocks"))
+    blocks = [*replayed_thoughts(message, talk.notice), *done, *spoken, *begun, *calls]
     if calls and isinstance(message.get("cache_control"), dict):
         _move_mark(blocks, message["cache_control"])
     return blocks
+
+
+def _native_blocks(blocks: Any) -> tuple[list[Json], list[Json]]:
+    """What Anthropic ran itself, and what it had only begun when it paused; the latter must come last."""
+    kept = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    kept = [{name: value for name, value in block.items() if name != "index"} for block in kept]
+    answered = {block.get("tool_use_id") for block in kept}
+    begun = [block for block in kept if str(block.get("type")).endswith("_tool_use") and block["id"] not in answered]
+    return [block for block in kept if block not in begun], begun
 
 
 def _move_mark(blocks: list[Json], mark: Json) -> None:
@@ -155,6 +166,8 @@ def _tool_result(message: Json, param: str, asked: set[str], talk: Conversation)
         result["content"] = inner[0]["text"]
     elif inner:
         result["content"] = inner
+    if message.get("is_error") is True:
+        result["is_error"] = True
     return result | {"cache_control": marks[-1]} if marks else result
 
 

@@ -127,10 +127,16 @@ def replayed_thoughts(message: Json, note: Note) -> list[Json]:
 
 def _from_details(details: Any) -> list[Json]:
     whole: dict[object, Json] = {}
+    formats: dict[object, Any] = {}
     for place, detail in enumerate(details if isinstance(details, list) else ()):
-        if not isinstance(detail, dict) or detail.get("format") not in (None, "unknown", REASONING_FORMAT):
+        if not isinstance(detail, dict):
             continue
         kind, index = detail.get("type"), detail.get("index")
+        # of a stream's pieces only the first says whose they are
+        if detail.get("format") or index not in formats:
+            formats[index] = detail.get("format")
+        if formats[index] not in (None, "unknown", REASONING_FORMAT):
+            continue
         if kind == "reasoning.encrypted" and detail.get("data"):
             whole["encrypted", place] = {"type": "redacted_thinking", "data": detail["data"]}
         elif kind == "reasoning.text":

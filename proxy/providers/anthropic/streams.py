@@ -12,6 +12,8 @@ import msgspec
 from proxy.errors import StreamTruncated
 from proxy.providers import Chunk, Event, Json
 from proxy.providers.anthropic.answers import (
+    ANSWER_TOOL,
+    SHOWN,
     annotations_of,
     finish_of,
     redacted_thought,
@@ -31,6 +33,10 @@ class _Block:
     start: int = 0
     input: Json = field(default_factory=dict)
     citations: list[Any] = field(default_factory=list)
+    native: Json = field(default_factory=dict)
+    """As it came, where OpenAI has no place for it."""
+    pieces: list[str] = field(default_factory=list)
+    """Its input, or of a compaction its content, as far as it has come."""
 
 
 class StreamDecoder:
@@ -64,7 +70,7 @@ class StreamDecoder:
         native = _decode(event.data)
         try:
             return self._transition(native)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
             raise bad_response(f"The provider sent a malformed {native.get('type')} event.") from error
 
     def close(self) -> list[Chunk]:
@@ -83,7 +89,8 @@ class StreamDecoder:
             case "content_block_stop":
                 return self._close_block(native["index"])
             case "message_delta":
-                self._ending |= {name: value for name, value in native["delta"].items() if value is not None}
+                ending = {"context_management": native.get("context_management"), **native["delta"]}
+                self._ending |= {name: value for name, value in ending.items() if value is not None}
                 self._count(native.get("usage") or {})
                 return []
             case "message_stop":
@@ -110,8 +117,12 @@ class StreamDecoder:
                 return self._thought(index, native.get("thinking") or None, native.get("signature") or None)
             case "redacted_thinking":
                 return self._out.delta({"reasoning_details": [redacted_thought(index, native.get("data"))]})
+            case "tool_use" if native["name"] == ANSWER_TOOL:
+                self._blocks[index].type = ANSWER_TOOL
             case "tool_use":
                 return self._out.tool_call(index, id=native.get("id"), name=native["name"])
+            case _:
+                self._blocks[index].native = native
         return []
 
     def _delta(self, index: int, delta: Json) -> list[Chunk]:
@@ -127,6 +138,13 @@ class StreamDecoder:
                 return self._thought(index, None, delta["signature"])
             case "input_json_delta" if block.type == "tool_use":
                 return self._out.arguments(index, delta["partial_json"])
+            case "input_json_delta" if block.type == ANSWER_TOOL:
+                block.pieces.append(delta["partial_json"])
+                return self._text(delta["partial_json"])
+            case "input_json_delta":
+                block.pieces.append(delta["partial_json"])
+            case "compaction_delta":
+                block.native = {**block.native, "content": (block.native.get("content") or "") + delta["content"]}
             case "citations_delta":
                 block.citations.append(delta["citation"])
         return []
@@ -137,6 +155,10 @@ class StreamDecoder:
             return []
         if block.type == "tool_use":
             return self._out.complete(index, msgspec.json.encode(block.input).decode())
+        if block.type == ANSWER_TOOL:
+            return [] if any(block.pieces) else self._text(msgspec.json.encode(block.input).decode())
+        if block.type not in SHOWN:
+            return self._out.delta({"native_blocks": [_whole(block)]})
         fields = annotations_of(block.citations, block.start, self._characters)
         return self._out.delta(fields) if fields else []
 
@@ -164,6 +186,12 @@ class StreamDecoder:
         chunks = self._out.delta({"refusal": refusal}) if refusal else []
         self._out.finish(finish_of(self._ending))
         return chunks + self._out.end()
+
+
+def _whole(block: _Block) -> Json:
+    """A block of Anthropic's own, with the input that came in pieces."""
+    written = "".join(block.pieces)
+    return {**block.native, "input": msgspec.json.decode(written)} if written else block.native
 
 
 def _decode(data: bytes) -> Json:
