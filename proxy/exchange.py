@@ -108,6 +108,8 @@ class Attempt(msgspec.Struct):
     first_event_ns: int = 0
     status: int = 0
     """The provider's HTTP status; 0 if none came."""
+    head: dict[bytes, bytes] = {}
+    """The head of the provider's answer, as it came; its names are lower case."""
     outcome: str = ""
     """`ok` or an error_type."""
     usage: Usage | None = None

@@ -18,6 +18,7 @@ import msgspec
 from proxy.admission.limits import RateLimit, format_reset
 from proxy.errors import GatewayError
 from proxy.exchange import Attempt, Exchange
+from proxy.upstream import ratelimits
 
 Header = tuple[bytes, bytes]
 
@@ -67,14 +68,14 @@ def lines(headers: Iterable[Header]) -> bytes:
 
 
 def answer_head(exchange: Exchange, attempt: Attempt, limits: bytes, *, full: bool) -> bytes:
-    """The header lines of a whole answer. `full`: also who served it and what it cost."""
+    """The header lines of a whole answer. `full`: also who served it, how its limits stand and what it cost."""
     head = b"content-type: application/json\r\nx-request-id: %b\r\n%b%b" % (
         exchange.request_id.encode("ascii"),
         limits,
         _times(exchange),
     )
     if full:
-        head += _about(attempt)
+        head += _about(attempt, limits)
         if attempt.price_state != "unknown":
             head += b"x-strata-cost-usd: %b\r\n" % _dollars(attempt.cost_nano_usd)
     return head + _warning(exchange) if exchange.notices else head
@@ -84,12 +85,12 @@ def stream_head(exchange: Exchange, attempt: Attempt | None, limits: bytes, *, f
     """The header lines of a stream; without an attempt if it must begin before anybody has answered."""
     head = _STREAM + b"x-request-id: %b\r\n%b" % (exchange.request_id.encode("ascii"), limits)
     if attempt is not None:
-        head += _times(exchange) + (_about(attempt) if full else b"")
+        head += _times(exchange) + (_about(attempt, limits) if full else b"")
     return head + _warning(exchange) if exchange.notices else head
 
 
 def limit_lines(limit: RateLimit | None) -> bytes:
-    """OpenAI's names, for the limits of the caller's own key."""
+    """OpenAI's names, for the limits of the caller's own key. Names that are free are the provider's."""
     if limit is None:
         return b""
     return (
@@ -110,11 +111,12 @@ def _times(exchange: Exchange) -> bytes:
     )
 
 
-def _about(attempt: Attempt) -> bytes:
+def _about(attempt: Attempt, limits: bytes) -> bytes:
     provider = attempt.deployment.provider.name.encode("ascii", "replace")
+    told = ratelimits.limit_lines(attempt.head, time.time(), limits) if attempt.head else b""
     if attempt.number == 1:
-        return b"x-strata-provider: %b\r\n" % provider
-    return b"x-strata-provider: %b\r\nx-strata-attempts: %d\r\n" % (provider, attempt.number)
+        return b"x-strata-provider: %b\r\n%b" % (provider, told)
+    return b"x-strata-provider: %b\r\nx-strata-attempts: %d\r\n%b" % (provider, attempt.number, told)
 
 
 def _warning(exchange: Exchange) -> bytes:

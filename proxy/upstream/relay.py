@@ -202,7 +202,7 @@ class Relay:
         response = await account.send(
             request, body, exchange.hints, connect_seconds=timeouts.connect_seconds, deadline=first_byte
         )
-        attempt.status = response.status
+        attempt.status, attempt.head = response.status, response.fields
         waited_until = time.monotonic_ns()
         exchange.upstream_wait_ns += waited_until - attempt.started_ns
         if not 200 <= response.status < 300:
