@@ -90,7 +90,7 @@ class Gateway:
         self.vault = vault
         self.journal = Journal(home / "journal", config.ledger)
         self.shipper = Shipper(self.journal, self.database, config.ledger)
-        self.budgets = Budgets(self.database, str(self.journal.worker_id))
+        self.budgets = Budgets(self.database, str(self.journal.worker_id), on_short=self.shipper.adopt_soon)
         self.gate = Gate(
             self.keyring, Limits(), vault.pepper, prefix=config.keys.prefix, master_key=config.auth.master_key
         )

@@ -87,15 +87,31 @@ def free_port() -> int:
 
 
 class Gateway:
-    """A gateway in `home`. `start` may be called again after `stop` or `kill9`."""
+    """
+    A gateway in `home`. `start` may be called again after `stop` or `kill9`. Several may share a home, with names of
+    their own and one `database_url`. `more` is added to the configuration.
+    """
 
-    def __init__(self, home: Path, *, oracle: str = "http://127.0.0.1:9", server: str = "max_body: 20MB") -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        oracle: str = "http://127.0.0.1:9",
+        server: str = "max_body: 20MB",
+        name: str = "",
+        database_url: str = "",
+        more: str = "",
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.home = home
         self.port = free_port()
-        self.config = home.with_name(f"{home.name}.yaml")
-        self.log = home.with_name(f"{home.name}.log")
+        self.config = home.with_name(f"{name or home.name}.yaml")
+        self.log = home.with_name(f"{name or home.name}.log")
+        self.environ = {"DATABASE_URL": database_url} if database_url else {}
+        self.wrapper = wrapper
+        """A command that runs the server as its child, such as strace."""
         home.parent.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server))
+        self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server) + more)
         self.process: subprocess.Popen[bytes] | None = None
         self.key = ""
 
@@ -105,8 +121,8 @@ class Gateway:
 
     def start(self) -> Gateway:
         with self.log.open("ab") as log:
-            command = self._command("serve", "--port", str(self.port))
-            self.process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log)
+            command = (*self.wrapper, *self._command("serve", "--port", str(self.port)))
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log)
         self._wait_until_ready()
         if not self.key:
             self.key = self.create_key("t")
@@ -114,7 +130,7 @@ class Gateway:
 
     def create_key(self, name: str, *options: str) -> str:
         command = self._command("keys", "create", name, "--json", *options)
-        made = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, timeout=60, check=False)
+        made = subprocess.run(command, cwd=ROOT, env=self._environment(), capture_output=True, timeout=60, check=False)
         if made.returncode:
             raise AssertionError(f"no key: {made.stderr.decode()}\n{self.tail()}")
         key: str = msgspec.json.decode(made.stdout)["key"]
@@ -124,7 +140,7 @@ class Gateway:
         """Runs a command on this gateway's configuration and data."""
         command = self._command(*words)
         return subprocess.run(
-            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=60, check=False
+            command, cwd=ROOT, env=self._environment(), capture_output=True, text=True, timeout=60, check=False
         )
 
     def get(self, path: str, key: str = "") -> tuple[int, bytes]:
@@ -184,6 +200,11 @@ class Gateway:
     def tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def _environment(self) -> dict[str, str]:
+        """Ours without what would configure a gateway, and what this one is given."""
+        unwanted = ("STRATA_", "OPENAI_", "ANTHROPIC_", "DATABASE_URL", "REDIS_URL")
+        return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | self.environ
+
     def _command(self, *words: str) -> Sequence[str]:
         return (sys.executable, "-m", "proxy", *words, "--home", str(self.home), "--config", str(self.config))
 
@@ -197,12 +218,6 @@ class Gateway:
                     return
             time.sleep(0.1)
         raise AssertionError(f"the gateway was not ready in {START_SECONDS:g} s:\n{self.tail()}")
-
-
-def _environment() -> dict[str, str]:
-    """Ours without what would configure a gateway."""
-    unwanted = ("STRATA_", "OPENAI_", "ANTHROPIC_", "DATABASE_URL", "REDIS_URL")
-    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
 
 class Row(Protocol):

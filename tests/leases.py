@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -34,6 +34,8 @@ class ModelPostgres(Database):
         self.granted: dict[tuple[str, int, str], int] = {}
         self.lost: dict[tuple[str, int, str], int] = {}
         """Leased by a worker who does not know it."""
+        self.hearers: list[Callable[[str], None]] = []
+        """Who listens on the channel of budgets."""
 
     @property
     def up(self) -> bool:
@@ -83,6 +85,14 @@ class ModelPostgres(Database):
         if lost == "after":
             raise Unavailable
 
+    async def ask_for_leases(self, _: Database, budget_id: str, worker_id: str) -> None:
+        await self._travel()
+        for hear in self.hearers:
+            hear(f"short {budget_id} {worker_id}")
+
+    async def listen(self, channel: str, on_notice: Callable[[str], None]) -> None:
+        self.hearers.append(on_notice)
+
     def ship(self, budget_id: str, starts_ms: int, worker_id: str, cost: int) -> None:
         """A row has reached the ledger: it counts as settled, and no longer as leased."""
         period, key = (budget_id, starts_ms), (budget_id, starts_ms, worker_id)
@@ -117,7 +127,7 @@ def caller(*budgets: Budget) -> Caller:
 class Worker:
     """`Budgets` over the model, with a clock that only moves when told."""
 
-    def __init__(self, postgres: ModelPostgres, worker_id: str = WORKER, **options: int) -> None:
+    def __init__(self, postgres: ModelPostgres, worker_id: str = WORKER, **options: Any) -> None:
         self.postgres = postgres
         self.now = 0.0
         self.ahead_ms = 0
@@ -130,8 +140,10 @@ class Worker:
             sleep=self._sleep,
             take=postgres.take_lease,
             give_back=postgres.return_lease,
+            ask_others=postgres.ask_for_leases,
             **options,
         )
+        postgres.hearers.append(self.budgets.on_notice)
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

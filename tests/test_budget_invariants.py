@@ -62,7 +62,7 @@ class Leases(RuleBasedStateMachine):
         return str(uuid.uuid4())
 
     def _worker(self, worker_id: str) -> Budgets:
-        return Budgets(
+        budgets = Budgets(
             self.postgres,
             worker_id,
             clock=lambda: self.now,
@@ -70,7 +70,10 @@ class Leases(RuleBasedStateMachine):
             sleep=lambda _: asyncio.sleep(0),
             take=self.postgres.take_lease,
             give_back=self.postgres.return_lease,
+            ask_others=self.postgres.ask_for_leases,
         )
+        self.postgres.hearers.append(budgets.on_notice)
+        return budgets
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """One step, and whatever it started."""
@@ -187,6 +190,7 @@ class Leases(RuleBasedStateMachine):
         self.rows.sort(key=lambda row: row.worker_id != dead)
         self.ship(sum(row.worker_id == dead for row in self.rows))
         self.postgres.release_worker(dead)
+        self.postgres.hearers.remove(self.workers[side].on_notice)
         self.ids[side] = self._new_id()
         self.workers[side] = self._worker(self.ids[side])
 

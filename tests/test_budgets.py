@@ -391,3 +391,37 @@ async def test_the_refusal_of_a_hold_knows_its_period(worker: Worker) -> None:
     assert (await worker.refused(caller(budget(limit=100)), 1)).message.endswith("the budget resets in 45 s.")
     await worker.hold(caller(budget("e", 100, None)), 100)
     assert (await worker.refused(caller(budget("e", 100, None)), 1)).message.endswith("owner can raise the budget.")
+
+
+async def test_a_worker_that_is_short_gets_what_another_does_not_use(postgres: ModelPostgres) -> None:
+    idle, short = Worker(postgres, "00000000-0000-0000-0000-0000000000bb"), Worker(postgres)
+    who = caller(budget(limit=1000))
+    first = await idle.hold(who, 600)
+    idle.budgets.resolve(first, 100)
+    assert postgres.leased("b") == 600
+    assert (await short.hold(who, 700)).nano_usd == 700
+    assert idle.budgets.shares() == {("b", 0): (0, 0)}
+    assert short.slept == [0.05]
+
+
+async def test_what_is_held_is_not_given_away_and_the_refusal_tells_whom_to_ask_for_dead_workers_leases(
+    postgres: ModelPostgres,
+) -> None:
+    asked: list[None] = []
+    other = Worker(postgres, "00000000-0000-0000-0000-0000000000bb")
+    short = Worker(postgres, on_short=lambda: asked.append(None))
+    who = caller(budget(limit=1000))
+    hold = await other.hold(who, 600)
+    await short.refused(who, 700)
+    assert other.budgets.shares() == {("b", 0): (0, 600)}
+    assert asked == [None]
+    other.budgets.resolve(hold, 600)
+
+
+async def test_a_raised_budget_is_asked_for_at_once(worker: Worker) -> None:
+    await worker.hold(caller(budget(limit=100)), 100)
+    await worker.refused(caller(budget(limit=100)), 50)
+    taken = worker.postgres.taken
+    worker.budgets.on_notice("changed b")
+    await worker.hold(caller(budget(limit=200)), 50)
+    assert worker.postgres.taken == taken + 1

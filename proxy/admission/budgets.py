@@ -16,13 +16,14 @@ from operator import attrgetter
 
 from proxy.admission.refusals import budget_exceeded, budget_unavailable
 from proxy.exchange import Budget, Caller, Hold
-from proxy.storage.budgets import Lease, return_lease, take_lease
+from proxy.storage.budgets import CHANNEL, Lease, ask_for_leases, return_lease, take_lease
 from proxy.storage.postgres import Database, Unavailable
 
 FOR_EVER_MS = 2**63
 MAX_ACCOUNTS = 200_000
 IDLE_SWEEPS = 5
 ASK_AGAIN_SECONDS = 0.05
+"""How long the others have to give back what they do not use, before a request is refused."""
 REFUSED_SECONDS = 0.25
 """For so long nobody asks Postgres again for what it has refused twice."""
 MAX_ASKED = 8
@@ -34,6 +35,7 @@ log = logging.getLogger("strata.admission")
 
 TakeLease = Callable[[Database, Budget, str, int, int], Awaitable[Lease]]
 ReturnLease = Callable[[Database, str, int, str, int], Awaitable[None]]
+AskForLeases = Callable[[Database, str, str], Awaitable[None]]
 
 
 class _Share:
@@ -98,6 +100,8 @@ class Budgets:
         sweep_seconds: float = 1.0,
         take: TakeLease = take_lease,
         give_back: ReturnLease = return_lease,
+        ask_others: AskForLeases = ask_for_leases,
+        on_short: Callable[[], None] = lambda: None,
         max_accounts: int = MAX_ACCOUNTS,
     ) -> None:
         self._db = db
@@ -109,12 +113,16 @@ class Budgets:
         self._sweep_seconds = sweep_seconds
         self._take = take
         self._give_back = give_back
+        self._ask_others = ask_others
+        self._on_short = on_short
+        """Told when Postgres has too little: a dead worker's lease may be waiting to be adopted."""
         self._max_accounts = max_accounts
         self._accounts: dict[str, _Account] = {}
         self._past: dict[tuple[str, int], _Share] = {}
         """Periods that are over for this worker and have holds or money left."""
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._returning: set[asyncio.Task[None]] = set()
         self.overrun_nano_usd_total = 0
         """What answers cost beyond their holds: the only way past a limit."""
         self.stranded_nano_usd_total = 0
@@ -131,13 +139,15 @@ class Budgets:
         return {period: (share.free, share.held) for period, share in (self._past | now).items()}
 
     async def start(self) -> None:
-        """Begins to give idle leases back."""
+        """Begins to give idle leases back: by and by, and at once when another worker is short."""
+        await self._db.listen(CHANNEL, self.on_notice)
         self._task = asyncio.create_task(self._sweep_for_ever(), name="budgets")
 
     async def close(self) -> None:
         """Gives back what is not spent. What has been spent and not yet shipped stays leased: the shipper lowers it."""
         self._stop.set()
         tasks: list[asyncio.Task[int] | asyncio.Task[None]] = [a.asking for a in self._accounts.values() if a.asking]
+        tasks += self._returning
         if self._task is not None:
             tasks.append(self._task)
         if tasks:
@@ -182,6 +192,21 @@ class Budgets:
             share.resolve(hold.nano_usd, cost_nano_usd)
             account.settled += cost_nano_usd
             account.refused_until = float("-inf")
+
+    def on_notice(self, payload: str) -> None:
+        """What was said on the channel: another worker is short of a budget, or the budget has changed."""
+        kind, _, rest = payload.partition(" ")
+        budget_id, _, asker = rest.partition(" ")
+        account = self._accounts.get(budget_id)
+        if account is None or asker == self._worker_id:
+            return
+        if kind == "changed":
+            account.refused_until = float("-inf")
+        share = account.share
+        if share is not None and share.free > 0 and not account.waiting and not self._stop.is_set():
+            task = asyncio.create_task(self._return_free(budget_id, share), name="budget return")
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
 
     async def sweep(self) -> None:
         """Gives back what nobody has used for a while, and forgets budgets that nobody uses."""
@@ -249,6 +274,8 @@ class Budgets:
                     account.refused, account.refused_until = nano_usd, self._clock() + REFUSED_SECONDS
                     break
                 refusals += 1
+                self._on_short()
+                await self._ask_others(self._db, budget.id, self._worker_id)
                 await self._sleep(ASK_AGAIN_SECONDS)
         except Unavailable as error:
             raise budget_unavailable() from error

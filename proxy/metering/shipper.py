@@ -37,6 +37,8 @@ from proxy.storage.postgres import Database
 log = logging.getLogger("strata.metering")
 
 ADOPTION_SECONDS = 10.0
+ADOPTION_PAUSE_SECONDS = 0.5
+"""The least time between two looks at the journals of others, however often somebody asks."""
 MAX_QUEUED_ROWS = 10_000
 MAX_PAUSE_SECONDS = 5.0
 REFUSED_FILE = "refused.jsonl"
@@ -76,6 +78,11 @@ class Shipper:
         self._oldest_unqueued_ms = 0
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._adopt_now = asyncio.Event()
+
+    def adopt_soon(self) -> None:
+        """Somebody is short of money that a dead worker may have leased."""
+        self._adopt_now.set()
 
     def offer(self, record: bytes, position: Position | None, charge: Charge) -> None:
         """A row as it was journalled, the position behind it, and its budgets. Never blocks, never loses."""
@@ -114,7 +121,9 @@ class Shipper:
         interval = self._settings.ship_interval_seconds
         self._tasks = [
             asyncio.create_task(self._repeat(self.ship_pending, interval, wake=self._full), name="ship"),
-            asyncio.create_task(self._repeat(self.adopt, self._adoption_seconds, at_once=True), name="adopt"),
+            asyncio.create_task(
+                self._repeat(self.adopt, self._adoption_seconds, at_once=True, wake=self._adopt_now), name="adopt"
+            ),
         ]
 
     async def drain(self, timeout_seconds: float) -> bool:
@@ -145,7 +154,6 @@ class Shipper:
     async def ship_pending(self) -> None:
         """Ships until nothing is left. Raises GatewayFault when Postgres is away; what was shipped is not forgotten."""
         async with self._turn:
-            self._full.clear()
             while self._queue or self._behind:
                 if self._queue:
                     await self._ship_queued()
@@ -265,6 +273,7 @@ class Shipper:
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), pause)
+                wake.clear()
             try:
                 await work()
                 pause, away = seconds, False

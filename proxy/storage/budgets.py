@@ -14,6 +14,9 @@ from proxy.errors import GatewayFault
 from proxy.exchange import Budget
 from proxy.storage.postgres import Connection, Database
 
+CHANNEL = "strata_budgets"
+"""`short <budget> <worker>`: that worker needs what others do not use. `changed <budget>`: set, altered or ended."""
+
 
 class Lease(msgspec.Struct, frozen=True):
     """What a worker got: 0 if not enough was free. `free_nano_usd`: what is left that nobody has leased or spent."""
@@ -132,6 +135,14 @@ async def return_lease(db: Database, budget_id: str, starts_at_ms: int, worker_i
     async with db.transaction() as connection:
         await connection.execute(LOCK_ONE_PERIOD, budget_id, starts_at_ms)
         await connection.execute(RETURN_LEASE, budget_id, starts_at_ms, worker_id, nano_usd)
+
+
+ASK_FOR_LEASES = "SELECT pg_notify('strata_budgets', 'short ' || $1::text || ' ' || $2::text)"
+
+
+async def ask_for_leases(db: Database, budget_id: str, worker_id: str) -> None:
+    """Tells the other workers that somebody is about to be refused: whoever has idle money there gives it back."""
+    await db.execute(ASK_FOR_LEASES, budget_id, worker_id)
 
 
 LOCK_PERIODS_OF_WORKER = """

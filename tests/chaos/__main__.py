@@ -1,4 +1,4 @@
-"""`python -m tests.chaos kill [--cycles 10] [--streams 200]`: exit code 0 if the bill is right, else 1."""
+"""`python -m tests.chaos FAULT`: exit code 0 if what is promised holds, else 1."""
 
 from __future__ import annotations
 
@@ -8,21 +8,63 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import kill
+from tests.chaos import budgets, kill, money
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.set_defaults(keep=None)
     faults = parser.add_subparsers(dest="fault", required=True)
-    killing = faults.add_parser("kill", help="kill -9 of the gateway in the middle of streams")
+    keep = argparse.ArgumentParser(add_help=False)
+    keep.add_argument("--keep", type=Path, help="a folder for the data, which stays; default: a temporary one")
+
+    killing = faults.add_parser("kill", parents=[keep], help="kill -9 of the gateway in the middle of streams")
     killing.add_argument("--cycles", type=int, default=10)
     killing.add_argument("--streams", type=int, default=200, help="in each cycle")
     killing.add_argument("--parallel", type=int, default=64)
-    killing.add_argument("--keep", type=Path, help="a folder for the data, which stays; default: a temporary one")
+    killing.set_defaults(
+        play=lambda given, folder: kill.run(folder, cycles=given.cycles, streams=given.streams, parallel=given.parallel)
+    )
+
+    dying = faults.add_parser("money", parents=[keep], help="kill -9 of workers and crashes of Postgres, mixed traffic")
+    dying.add_argument("--workers", type=int, default=4)
+    dying.add_argument("--kills", type=int, default=100)
+    dying.add_argument("--crashes", type=int, default=20)
+    dying.add_argument("--parallel", type=int, default=24)
+    dying.add_argument("--seed", type=int, default=0)
+    dying.set_defaults(
+        play=lambda given, folder: money.run(
+            folder,
+            workers=given.workers,
+            kills=given.kills,
+            crashes=given.crashes,
+            parallel=given.parallel,
+            seed=given.seed,
+        )
+    )
+
+    spending = faults.add_parser("budgets", parents=[keep], help="many parallel requests at budgets that hold half")
+    spending.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    spending.add_argument("--budgets", type=int, default=10)
+    spending.add_argument("--requests", type=int, default=1000, help="at each budget")
+    spending.add_argument("--parallel", type=int, default=400, help="open at once, at all budgets")
+    spending.add_argument("--kills", type=int, default=3)
+    spending.add_argument("--seed", type=int, default=0)
+    spending.set_defaults(
+        play=lambda given, folder: budgets.run(
+            folder,
+            workers=given.workers,
+            budgets=given.budgets,
+            requests=given.requests,
+            parallel=given.parallel,
+            kills=given.kills,
+            seed=given.seed,
+        )
+    )
+
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="strata-chaos-") as temporary:
-        folder: Path = given.keep or Path(temporary)
-        right = asyncio.run(kill.run(folder, cycles=given.cycles, streams=given.streams, parallel=given.parallel))
+        right = asyncio.run(given.play(given, given.keep or Path(temporary)))
     return 0 if right else 1
 
 

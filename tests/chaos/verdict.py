@@ -17,6 +17,8 @@ ESTIMATED = frozenset({"counted", "ambiguous", "orphan"})
 class Verdict:
     """`lost`, `doubled` and `wrong` say what is amiss, a sentence each; all empty is a right bill."""
 
+    items: int = 0
+    """What the provider has put on its bill."""
     exact: int = 0
     estimated: int = 0
     """Rows that say they are estimates; each is at least what the provider charges."""
@@ -49,6 +51,7 @@ def judge(rows: Iterable[Row], items: Iterable[Item]) -> Verdict:
     for item in items:
         items_of[item.nonce].append(item)
         verdict.billed_nano_usd += item.nano_usd
+        verdict.items += 1
     for nonce in sorted(rows_of.keys() | items_of.keys()):
         _judge_one(verdict, nonce, rows_of[nonce], items_of[nonce])
     return verdict

@@ -114,6 +114,7 @@ class Worker:
         self.journal = Journal(folder, Ledger(segment_bytes=SEGMENT_BYTES), disk=disk)
         self.journal.open()
         self.id = self.journal.worker_id.hex
+        self.bank = bank
         self.queue: list[LedgerRow] = []
         self.open: list[tuple[Exchange, Attempt]] = []
         self.now = 0.0
@@ -125,7 +126,9 @@ class Worker:
             sleep=lambda _: asyncio.sleep(0),
             take=bank.take_lease,
             give_back=bank.return_lease,
+            ask_others=bank.ask_for_leases,
         )
+        bank.hearers.append(self.budgets.on_notice)
         self.meter = Meter(
             self.journal, PriceBook(PRICES), offer=self._offer, on_settled=[self._settled], tokenizer=TOKENIZER
         )
@@ -145,6 +148,7 @@ class Worker:
 
     def die(self) -> None:
         """What the kernel does for a killed process: the lock goes, the files stay as they are."""
+        self.bank.hearers.remove(self.budgets.on_notice)
         os.close(self.journal._lock)
         self.journal._thread.shutdown(wait=False)
         for segment in (self.journal._current, self.journal._spare, *self.journal._retired):

@@ -1,0 +1,97 @@
+"""Several gateways in one data folder over one Postgres that the command starts itself; each may be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import asyncpg
+
+from proxy.storage.embedded import EmbeddedPostgres
+from tests.gateway import Gateway
+
+DIE_SECONDS = 10.0
+
+
+class Postgres:
+    """A real server that can be made to crash. Everything here blocks, and belongs to the main thread."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._server = EmbeddedPostgres(home)
+        self.dsn = self._server.start()
+
+    def crash(self, sign: signal.Signals) -> None:
+        """SIGKILL is an out-of-memory killer's way; SIGQUIT is what `pg_ctl stop -m immediate` sends. No checkpoint."""
+        lines = (self._home / "postgres" / "data" / "postmaster.pid").read_text().split("\n")
+        os.kill(int(lines[0]), sign)
+        deadline = time.monotonic() + DIE_SECONDS
+        while self._server.alive and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if self._server.alive:
+            raise AssertionError(f"Postgres survived {sign.name}")
+
+    def start(self) -> None:
+        """Returns when it has recovered and takes connections."""
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+class Workers:
+    """`count` gateways with one key. A killed one comes back with its own `start`."""
+
+    def __init__(
+        self, folder: Path, count: int, *, oracle: str, more: str = "", server: str = "max_body: 20MB"
+    ) -> None:
+        self.postgres = Postgres(folder / "home")
+        self.gateways = [
+            Gateway(
+                folder / "home",
+                oracle=oracle,
+                name=f"worker-{number}",
+                database_url=self.postgres.dsn,
+                more=more,
+                server=server,
+            )
+            for number in range(1, count + 1)
+        ]
+
+    @property
+    def dsn(self) -> str:
+        return self.postgres.dsn
+
+    @property
+    def first(self) -> Gateway:
+        return self.gateways[0]
+
+    async def start(self) -> None:
+        """The first makes the schema and a key; then the others come at once."""
+        await asyncio.to_thread(self.first.start)
+        for gateway in self.gateways[1:]:
+            gateway.key = self.first.key
+        await asyncio.gather(*(asyncio.to_thread(gateway.start) for gateway in self.gateways[1:]))
+
+    async def stop(self) -> None:
+        """All of them, then the database."""
+        try:
+            await self.stop_gateways()
+        finally:
+            self.postgres.stop()
+
+    async def stop_gateways(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(gateway.stop) for gateway in self.gateways))
+
+    async def sql(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        """As the owner, on a connection of its own."""
+        connection = await asyncpg.connect(self.dsn, timeout=10)
+        try:
+            return await connection.fetch(sql, *args, timeout=60)
+        finally:
+            with contextlib.suppress(asyncpg.PostgresError, OSError):
+                await connection.close(timeout=5)
