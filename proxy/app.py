@@ -19,11 +19,13 @@ import msgspec
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from proxy.admission.bindings import Bindings
 from proxy.admission.budgets import Budgets
 from proxy.admission.gate import Gate
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.config import Config, Provider
+from proxy.config.budgets import shortest
 from proxy.config.presets import SIM_API_BASE
 from proxy.edge.alerts import AlertsPage
 from proxy.edge.callers import Callers
@@ -46,6 +48,8 @@ from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
 from proxy.storage.alerts import last_alerts
+from proxy.storage.budget_settings import list_budgets
+from proxy.storage.budgets import CHANNEL
 from proxy.storage.ledger import make_partitions
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
@@ -54,6 +58,7 @@ from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
 from proxy.upstream.relay import Relay
+from proxy.upstream.reserve import Reserve
 
 log = logging.getLogger("strata.app")
 
@@ -61,6 +66,7 @@ CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
 DRAIN_SECONDS = 10.0
 DATABASE_RETRY_SECONDS = 2.0
 PARTITION_SECONDS = 86_400.0
+BUDGET_GAUGE_SECONDS = 10.0
 LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
 """Which limit refused a request, by the error that it got."""
 
@@ -91,8 +97,14 @@ class Gateway:
         self.journal = Journal(home / "journal", config.ledger)
         self.shipper = Shipper(self.journal, self.database, config.ledger)
         self.budgets = Budgets(self.database, str(self.journal.worker_id), on_short=self.shipper.adopt_soon)
+        self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
         self.gate = Gate(
-            self.keyring, Limits(), vault.pepper, prefix=config.keys.prefix, master_key=config.auth.master_key
+            self.keyring,
+            Limits(),
+            vault.pepper,
+            prefix=config.keys.prefix,
+            master_key=config.auth.master_key,
+            everybody=self.bindings.everybody,
         )
         self.prices = PriceBook(config.prices)
         self.history = History(self.database, config.history)
@@ -132,10 +144,14 @@ class Gateway:
             self.meter,
             self.prices,
             self.resting,
-            self.budgets.hold,
+            Reserve(
+                self.prices,
+                self.budgets.hold,
+                self.bindings.providers,
+                block_unpriced=self.config.prices.on_missing == "block",
+            ),
             self.metrics,
             dice=random.random,
-            block_unpriced=self.config.prices.on_missing == "block",
         )
         chat = Chat(
             self.gate,
@@ -155,6 +171,7 @@ class Gateway:
             ("ticker", self._tick),
             ("log", self.request_log.run),
             ("alerts", self._watch),
+            ("budgets", self._measure_budgets),
             ("history", self.history.run),
         ):
             self._hold_task(name, work)
@@ -166,6 +183,7 @@ class Gateway:
         await self.shipper.drain(DRAIN_SECONDS)
         await self.budgets.close()
         await self.keyring.close()
+        await self.bindings.close()
         for account in self.accounts.values():
             await account.close()
         await self.sim.close()
@@ -242,14 +260,20 @@ class Gateway:
                 if self.config.database.auto_migrate:
                     await migrate(self._dsn)
                 await self.database.open()
+                await self.bindings.start()
                 await self.keyring.start()
                 await self.budgets.start()
+                await self.database.listen(CHANNEL, self._hear_of_budgets)
             except Unavailable:
                 log.warning("the database is away; trying again in %s s", DATABASE_RETRY_SECONDS)
                 await asyncio.sleep(DATABASE_RETRY_SECONDS)
             else:
                 self.database_ready.set()
                 return
+
+    def _hear_of_budgets(self, payload: str) -> None:
+        self.bindings.on_notice(payload)
+        self.budgets.on_notice(payload)
 
     async def _make_partitions(self) -> None:
         """A month of the ledger ahead of time, every day. A missing one loses nothing: a default partition takes it."""
@@ -265,6 +289,24 @@ class Gateway:
     async def _watch(self) -> None:
         await self.database_ready.wait()
         await Watch(self.config.alerts, self.database, sent=self.metrics.count_alert).run()
+
+    async def _measure_budgets(self) -> None:
+        """Where the budgets stand, for the metrics: as Postgres has it, for all replicas together."""
+        await self.database_ready.wait()
+        while True:
+            with contextlib.suppress(Unavailable):
+                rows = await list_budgets(self.database)
+                self.metrics.forget_budgets()
+                for row in rows:
+                    self.metrics.set_budget(
+                        row.scope,
+                        row.name,
+                        shortest(row.window_seconds, row.calendar),
+                        limit_nano_usd=row.limit_nano_usd,
+                        spent_nano_usd=row.spent_nano_usd,
+                        resets_at_seconds=row.resets_at,
+                    )
+            await asyncio.sleep(BUDGET_GAUGE_SECONDS)
 
     async def _tick(self) -> None:
         """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""
@@ -308,7 +350,7 @@ class Gateway:
         if exchange.error is not None:
             limit = LIMITS.get(exchange.error.error_type)
             if limit is not None:
-                self.metrics.count_rate_limited("key", limit)
+                self.metrics.count_rate_limited(str(exchange.error.details.get("scope", "key")), limit)
         self.request_log.access(exchange)
 
     def _deployment_changed(self, deployment: str, up: bool, reason: str) -> None:

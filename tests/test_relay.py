@@ -23,6 +23,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer
 from proxy.upstream.relay import Relay
+from proxy.upstream.reserve import Reserve
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 ANSWER = {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}], "usage": USAGE}
@@ -49,6 +50,7 @@ class House:
         self.meter = Meter(self.journal, self.prices, offer=lambda record, *_: self.rows.append(record))
         self.resting = Resting(Rest())
         self.holds: list[int] = []
+        self.bound: dict[str, tuple[Budget, ...]] = {}
         self.hold: Callable[[Caller, int], Any] = self._hold
         self.metrics = Metrics()
         self.server: asyncio.Server | None = None
@@ -65,7 +67,9 @@ class House:
             self.meter,
             self.prices,
             self.resting,
-            lambda caller, nano_usd: self.hold(caller, nano_usd),
+            Reserve(
+                self.prices, lambda caller, nano_usd, _: self.hold(caller, nano_usd), self.bound, block_unpriced=False
+            ),
             self.metrics,
             dice=lambda: 0.0,
         )
@@ -225,7 +229,7 @@ async def test_a_key_with_a_budget_may_not_use_what_has_no_price(house: House) -
 
 async def test_nobody_may_use_what_has_no_price_if_the_operator_says_so(house: House) -> None:
     house.replies = {"one": [reply(200, ANSWER)], "two": [reply(200, ANSWER)]}
-    house.relay._block_unpriced = True
+    house.relay._reserve.block_unpriced = True
     with pytest.raises(CallerError, match=r"prices\.on_missing is block"):
         await house.ask(house.plan("two"), house.exchange())
     assert isinstance(await house.ask(house.plan("one"), house.exchange()), WholeAnswer)

@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 
 from proxy.admission.refusals import budget_exceeded, budget_unavailable
+from proxy.admission.shares import Account, Share
 from proxy.exchange import Budget, Caller, Hold
-from proxy.storage.budgets import CHANNEL, Lease, ask_for_leases, return_lease, take_lease
+from proxy.storage.budgets import Lease, ask_for_leases, return_lease, take_lease
 from proxy.storage.postgres import Database, Unavailable
 
 FOR_EVER_MS = 2**63
@@ -36,53 +37,6 @@ log = logging.getLogger("strata.admission")
 TakeLease = Callable[[Database, Budget, str, int, int], Awaitable[Lease]]
 ReturnLease = Callable[[Database, str, int, str, int], Awaitable[None]]
 AskForLeases = Callable[[Database, str, str], Awaitable[None]]
-
-
-class _Share:
-    """What this worker has of one period. Leased, less given back, is always `free + held + what it has cost`."""
-
-    __slots__ = ("ends_ms", "free", "held", "holds", "idle_sweeps", "starts_ms")
-
-    def __init__(self, starts_ms: int) -> None:
-        self.starts_ms = starts_ms
-        self.ends_ms = 0
-        self.free = 0
-        """What the next hold may take; below zero after an answer cost more than was leased."""
-        self.held = 0
-        self.holds = 0
-        self.idle_sweeps = 0
-
-    def set_aside(self, nano_usd: int) -> None:
-        self.free -= nano_usd
-        self.held += nano_usd
-        self.holds += 1
-        self.idle_sweeps = 0
-
-    def resolve(self, held_nano_usd: int, cost_nano_usd: int) -> None:
-        self.free += held_nano_usd - cost_nano_usd
-        self.held -= held_nano_usd
-        self.holds -= 1
-        self.idle_sweeps = 0
-
-
-class _Account:
-    """One budget as this worker sees it."""
-
-    __slots__ = ("asking", "budget", "busy", "free_there", "refused", "refused_until", "settled", "share", "waiting")
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        self.share: _Share | None = None
-        self.asking: asyncio.Task[int] | None = None
-        self.waiting: list[int] = []
-        """What each request that waits for a lease needs."""
-        self.busy = 0
-        """Requests between their first look and their hold; the account stays while there are any."""
-        self.free_there = budget.limit_nano_usd
-        """Not leased by anybody, when Postgres was last asked."""
-        self.settled = 0
-        self.refused = 0
-        self.refused_until = float("-inf")
 
 
 class Budgets:
@@ -117,8 +71,8 @@ class Budgets:
         self._on_short = on_short
         """Told when Postgres has too little: a dead worker's lease may be waiting to be adopted."""
         self._max_accounts = max_accounts
-        self._accounts: dict[str, _Account] = {}
-        self._past: dict[tuple[str, int], _Share] = {}
+        self._accounts: dict[str, Account] = {}
+        self._past: dict[tuple[str, int], Share] = {}
         """Periods that are over for this worker and have holds or money left."""
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +94,6 @@ class Budgets:
 
     async def start(self) -> None:
         """Begins to give idle leases back: by and by, and at once when another worker is short."""
-        await self._db.listen(CHANNEL, self.on_notice)
         self._task = asyncio.create_task(self._sweep_for_ever(), name="budgets")
 
     async def close(self) -> None:
@@ -157,13 +110,13 @@ class Budgets:
                 await self._return_free(account.budget.id, account.share)
         await self._clear_past()
 
-    async def hold(self, caller: Caller, nano_usd: int) -> Hold | None:
+    async def hold(self, caller: Caller, nano_usd: int, more: tuple[Budget, ...] = ()) -> Hold | None:
         """
-        Sets `nano_usd` aside at every budget of the caller, or at none. None if the caller has no budget. Raises
-        PolicyError 429 `insufficient_quota`; GatewayFault 503 `budget_unavailable` if a lease is needed and Postgres is
-        away. Does not suspend while the leases here suffice.
+        Sets `nano_usd` aside at every budget of the caller and at those of the provider (`more`), or at none. None if
+        there are none. Raises PolicyError 429 `insufficient_quota`; GatewayFault 503 `budget_unavailable` if a lease is
+        needed and Postgres is away. Does not suspend while the leases here suffice.
         """
-        budgets = caller.budgets
+        budgets = caller.budgets + more if more else caller.budgets
         if not budgets:
             return None
         now_ms = self._wall_clock() * 1000
@@ -172,7 +125,7 @@ class Budgets:
             account = self._accounts.get(budget.id)
             share = account.share if account is not None else None
             if share is None or budget.limit_nano_usd <= 0 or now_ms >= share.ends_ms or 0 < nano_usd > share.free:
-                return await self._hold_slowly(caller, nano_usd)
+                return await self._hold_slowly(caller, budgets, nano_usd)
             shares.append(share)
         for share in shares:
             share.set_aside(nano_usd)
@@ -240,10 +193,10 @@ class Budgets:
                 self.failures_total += 1
                 log.exception("Idle leases could not be swept; the next sweep tries again.")
 
-    async def _hold_slowly(self, caller: Caller, nano_usd: int) -> Hold:
+    async def _hold_slowly(self, caller: Caller, budgets: tuple[Budget, ...], nano_usd: int) -> Hold:
         """All budgets in the order of their ids; what was set aside before one refused is put back."""
-        budgets = sorted(caller.budgets, key=attrgetter("id"))
-        shares: list[_Share] = []
+        budgets = tuple(sorted(budgets, key=attrgetter("id")))
+        shares: list[Share] = []
         try:
             for budget in budgets:
                 shares.append(await self._set_aside(caller, budget, nano_usd))
@@ -253,7 +206,7 @@ class Budgets:
             raise
         return _hold(nano_usd, budgets, shares)
 
-    async def _set_aside(self, caller: Caller, budget: Budget, nano_usd: int) -> _Share:
+    async def _set_aside(self, caller: Caller, budget: Budget, nano_usd: int) -> Share:
         if self._stop.is_set():
             raise budget_unavailable()
         account = self._account(budget)
@@ -274,8 +227,7 @@ class Budgets:
                     account.refused, account.refused_until = nano_usd, self._clock() + REFUSED_SECONDS
                     break
                 refusals += 1
-                self._on_short()
-                await self._ask_others(self._db, budget.id, self._worker_id)
+                await self._ask_around(account)
                 await self._sleep(ASK_AGAIN_SECONDS)
         except Unavailable as error:
             raise budget_unavailable() from error
@@ -283,7 +235,16 @@ class Budgets:
             account.busy -= 1
         raise self._exceeded(caller, account, budget, nano_usd)
 
-    async def _ask(self, account: _Account, nano_usd: int) -> int:
+    async def _ask_around(self, account: Account) -> None:
+        """Tells the other workers, once for all who wait here. If that is not heard, nobody gives back anything."""
+        if self._clock() < account.asked_until:
+            return
+        account.asked_until = self._clock() + ASK_AGAIN_SECONDS
+        self._on_short()
+        with contextlib.suppress(Unavailable):
+            await self._ask_others(self._db, account.budget.id, self._worker_id)
+
+    async def _ask(self, account: Account, nano_usd: int) -> int:
         """
         Waits for a lease that somebody is already taking, or takes one, in a task of its own: a request that is
         cancelled must not lose what Postgres has granted. The need that was refused, or 0.
@@ -296,7 +257,7 @@ class Budgets:
         finally:
             account.waiting.remove(nano_usd)
 
-    async def _lease(self, account: _Account) -> int:
+    async def _lease(self, account: Account) -> int:
         try:
             share = self._live(account)
             free = share.free if share is not None else 0
@@ -312,12 +273,12 @@ class Budgets:
         finally:
             account.asking = None
 
-    def _credit(self, account: _Account, lease: Lease) -> None:
+    def _credit(self, account: Account, lease: Lease) -> None:
         share = account.share
         if share is None or share.starts_ms != lease.starts_at_ms:
             if share is not None:
                 self._past[account.budget.id, share.starts_ms] = share
-            share = self._past.pop((account.budget.id, lease.starts_at_ms), None) or _Share(lease.starts_at_ms)
+            share = self._past.pop((account.budget.id, lease.starts_at_ms), None) or Share(lease.starts_at_ms)
             account.share = share
         # Where our clock runs ahead, Postgres decides that the period still goes on; believed for a second at a time
         now_ms = int(self._wall_clock() * 1000)
@@ -327,7 +288,7 @@ class Budgets:
         account.free_there = lease.free_nano_usd
         account.settled = lease.settled_nano_usd
 
-    async def _return_free(self, budget_id: str, share: _Share) -> None:
+    async def _return_free(self, budget_id: str, share: Share) -> None:
         """Below zero it is a debt: the lease in Postgres grows by it, so that nobody can borrow what is spent."""
         nano_usd, share.free = share.free, 0
         try:
@@ -344,36 +305,42 @@ class Budgets:
             if not share.holds and not share.free and self._past.get(period) is share:
                 del self._past[period]
 
-    def _account(self, budget: Budget) -> _Account:
+    def _account(self, budget: Budget) -> Account:
         account = self._accounts.get(budget.id)
         if account is None:
             if len(self._accounts) >= self._max_accounts:
                 raise budget_unavailable()
-            account = self._accounts[budget.id] = _Account(budget)
+            account = self._accounts[budget.id] = Account(budget)
         account.budget = budget
         return account
 
-    def _live(self, account: _Account) -> _Share | None:
+    def _live(self, account: Account) -> Share | None:
         share = account.share
         return None if share is None or self._wall_clock() * 1000 >= share.ends_ms else share
 
-    def _just_refused(self, account: _Account, nano_usd: int) -> bool:
+    def _just_refused(self, account: Account, nano_usd: int) -> bool:
         return nano_usd >= account.refused and self._clock() < account.refused_until
 
-    def _exceeded(self, caller: Caller, account: _Account, budget: Budget, nano_usd: int) -> Exception:
+    def _exceeded(self, caller: Caller, account: Account, budget: Budget, nano_usd: int) -> Exception:
         share = account.share
         resets = None
         if share is not None and share.ends_ms != FOR_EVER_MS:
             resets = share.ends_ms / 1000 - self._wall_clock()
+        free = account.free_there + (max(0, share.free) if share is not None else 0)
         return budget_exceeded(
-            caller, budget, spent_nano_usd=account.settled, asked_nano_usd=nano_usd, resets_in_seconds=resets
+            caller,
+            budget,
+            spent_nano_usd=account.settled,
+            asked_nano_usd=nano_usd,
+            free_nano_usd=free if budget.limit_nano_usd > 0 else 0,
+            resets_in_seconds=resets,
         )
 
 
-def _unused(account: _Account) -> bool:
+def _unused(account: Account) -> bool:
     share = account.share
     return not account.busy and account.asking is None and (share is None or (not share.holds and share.free == 0))
 
 
-def _hold(nano_usd: int, budgets: Sequence[Budget], shares: Sequence[_Share]) -> Hold:
+def _hold(nano_usd: int, budgets: Sequence[Budget], shares: Sequence[Share]) -> Hold:
     return Hold(nano_usd, tuple([budget.id for budget in budgets]), tuple([share.starts_ms for share in shares]))

@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 
+import msgspec
+
 from proxy.admission import keys
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits, RateLimit, format_reset
 from proxy.config import Secret
 from proxy.errors import CallerError, PolicyError, Unauthenticated
-from proxy.exchange import Caller
+from proxy.exchange import Budget, Caller
 from proxy.storage.keys import KeyRow
 
 MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", admin=True)
@@ -53,6 +55,7 @@ class Gate:
         *,
         prefix: str = keys.PREFIX,
         master_key: Secret | None = None,
+        everybody: tuple[Budget, ...] = (),
         wall_clock: Callable[[], float] = time.time,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -65,6 +68,15 @@ class Gate:
         self._wall_clock = wall_clock
         self._clock_ns = clock_ns
         self._callers: dict[str, tuple[KeyRow, Caller]] = {}
+        self._everybody: tuple[Budget, ...] = ()
+        self._master = MASTER
+        self.bind_everybody(everybody)
+
+    def bind_everybody(self, budgets: tuple[Budget, ...]) -> None:
+        """From now on these budgets bind every caller, whatever their key: the master key's, too."""
+        self._everybody = budgets
+        self._master = msgspec.structs.replace(MASTER, budgets=budgets) if budgets else MASTER
+        self._callers.clear()
 
     async def admit(self, credentials: Sequence[tuple[bytes, bytes]]) -> Caller:
         """
@@ -84,7 +96,7 @@ class Gate:
         row = self._keyring.known(digest)
         if row is None:
             if self._master_key is not None and hmac.compare_digest(token, self._master_key):
-                return MASTER
+                return self._master
             if not keys.well_formed(token, self._prefix_bytes):
                 raise self._unknown(token)
             row = await self._keyring.find(digest)
@@ -118,13 +130,15 @@ class Gate:
         return turn
 
     def _remember(self, row: KeyRow) -> Caller:
+        # What a key says of everybody's budgets is as old as the key's last change.
+        own = [budget for budget in row.budgets if budget.scope != "global"]
         caller = Caller(
             key_id=row.id,
             name=row.name,
             display=row.display,
             models=row.models,
             rpm=row.rpm,
-            budgets=tuple(sorted(row.budgets, key=attrgetter("id"))),
+            budgets=tuple(sorted((*own, *self._everybody), key=attrgetter("id"))),
             user_id=row.user_id,
             team_id=row.team_id,
         )

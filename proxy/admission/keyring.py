@@ -216,7 +216,8 @@ def _static_rows(static: Sequence[StaticKey], pepper: bytes, pepper_id: str, now
         budgets: tuple[Budget, ...] = ()
         if key.budget_nano_usd is not None:
             budget_id = str(uuid.uuid5(STATIC_NAMESPACE, f"budget:{key.name}"))
-            budgets = (Budget(budget_id, "key", key_id, key.budget_nano_usd, key.budget_seconds),)
+            limit, calendar = key.budget_nano_usd, key.budget_calendar
+            budgets = (Budget(budget_id, "key", key_id, limit, key.budget_seconds, calendar),)
         text = key.key.reveal()
         rows.append(
             KeyRow(

@@ -10,9 +10,18 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def budget_exceeded(
-    caller: Caller, budget: Budget, *, spent_nano_usd: int, asked_nano_usd: int, resets_in_seconds: float | None
+    caller: Caller,
+    budget: Budget,
+    *,
+    spent_nano_usd: int,
+    asked_nano_usd: int,
+    free_nano_usd: int = 0,
+    resets_in_seconds: float | None,
 ) -> PolicyError:
-    """429 `insufficient_quota`. `resets_in_seconds` None: the budget never starts anew by itself."""
+    """
+    429 `insufficient_quota`. `free_nano_usd`: neither spent nor set aside by others. `resets_in_seconds` None: the
+    budget never starts anew by itself.
+    """
     whom = _whom(caller, budget)
     spent = f"{whom} has spent {dollars(spent_nano_usd)} of {dollars(budget.limit_nano_usd)}"
     if budget.limit_nano_usd <= 0:
@@ -29,9 +38,11 @@ def budget_exceeded(
         error_type="policy_budget_exceeded",
         headers={"x-should-retry": "false"},
         details={
+            "scope": budget.scope,
             "limit_nano_usd": budget.limit_nano_usd,
             "spent_nano_usd": spent_nano_usd,
             "asked_nano_usd": asked_nano_usd,
+            "free_nano_usd": free_nano_usd,
             "resets_in_seconds": resets_in_seconds,
         },
     )

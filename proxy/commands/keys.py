@@ -14,19 +14,18 @@ import msgspec
 
 from proxy.admission.keys import digest, display, new_key
 from proxy.commands import data
+from proxy.commands.budgets import amount, limit, parsed
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of, with_master_key
 from proxy.commands.tables import aligned, plain, to_json
 from proxy.config import Config, KeyDefaults, StaticKey
 from proxy.config.keys import may_name
-from proxy.config.problems import Mark, Wrong, shown, suggestion
-from proxy.config.quantities import dollars, integer, whole_seconds
-from proxy.config.yaml import ScalarNode
+from proxy.config.problems import Wrong, shown, suggestion
+from proxy.config.quantities import integer, whole_seconds
 from proxy.errors import CallerError
+from proxy.exchange import Budget
 from proxy.storage.keys import KeyRow, insert_key, list_keys, revoke_key
 from proxy.storage.postgres import Database
 from proxy.storage.vault import Vault
-
-_PERIODS = {60: "a minute", 3_600: "an hour", 86_400: "a day", 604_800: "a week"}
 
 
 def add_parser(commands: Commands[Parser], flags: Shared) -> None:
@@ -74,13 +73,12 @@ def limits(
         if not said["models"]:
             raise Wrong('--models must name at least one model, or "*" for all.')
     if rpm is not None:
-        said["rpm"] = _parsed("--rpm", rpm, integer(1, 1_000_000_000))
+        said["rpm"] = parsed("--rpm", rpm, integer(1, 1_000_000_000))
     if expires is not None:
-        said["expires_seconds"] = _parsed("--expires", expires, whole_seconds)
+        said["expires_seconds"] = parsed("--expires", expires, whole_seconds)
     if budget is not None:
-        amount, slash, period = budget.partition("/")
-        said["budget_nano_usd"] = _parsed("--budget", amount.removeprefix("$"), dollars)
-        said["budget_seconds"] = _parsed("--budget", period, whole_seconds) if slash else None
+        nano_usd, length = amount("--budget", budget)
+        said |= {"budget_nano_usd": nano_usd, "budget_seconds": length.seconds, "budget_calendar": length.calendar}
     return msgspec.structs.replace(defaults, **said)
 
 
@@ -115,6 +113,7 @@ def create(
             expires_at=expires_at,
             budget_limit_nano_usd=wanted.budget_nano_usd,
             budget_window_seconds=wanted.budget_seconds,
+            budget_calendar=wanted.budget_calendar,
         )
 
     row = data.run(config, home, insert)
@@ -157,7 +156,8 @@ def show_all(config: Config, home: Path, *, as_json: bool, clock: Callable[[], f
         table.append((plain(row.name), row.display, plain(_models(row)), _budget(row) or "-", rpm, *dates, state))
     for key in config.keys.static:
         rpm = "-" if key.rpm is None else str(key.rpm)
-        budget = _money(key.budget_nano_usd, key.budget_seconds) or "-"
+        nano_usd = key.budget_nano_usd
+        budget = "-" if nano_usd is None else limit(nano_usd, key.budget_seconds, key.budget_calendar)
         shown_key = display(key.key.reveal())
         table.append(
             (plain(key.name), shown_key, plain(",".join(key.models)), budget, rpm, "-", "-", "-", "in the file")
@@ -177,15 +177,8 @@ def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
     return f'The key "{row.name}" ({row.display}) is revoked. Running gateways refuse it from now on.'
 
 
-def _parsed(flag: str, value: str, parse: Callable[[ScalarNode], Any]) -> Any:
-    try:
-        return parse(ScalarNode(Mark(flag), value.strip(), "any"))
-    except Wrong as wrong:
-        raise Wrong(f"{flag} {wrong}") from None
-
-
 def _described(row: KeyRow) -> dict[str, Any]:
-    budget = row.budgets[0] if row.budgets else None
+    budget = _own_budget(row)
     return {
         "id": row.id,
         "name": row.name,
@@ -194,6 +187,7 @@ def _described(row: KeyRow) -> dict[str, Any]:
         "rpm": row.rpm,
         "budget_nano_usd": budget.limit_nano_usd if budget else None,
         "budget_seconds": budget.window_seconds if budget else None,
+        "budget_calendar": budget.calendar if budget else None,
         "created_at": _moment(row.created_at),
         "expires_at": _moment(row.expires_at),
         "revoked_at": _moment(row.revoked_at),
@@ -210,6 +204,7 @@ def _described_static(key: StaticKey) -> dict[str, Any]:
         "rpm": key.rpm,
         "budget_nano_usd": key.budget_nano_usd,
         "budget_seconds": key.budget_seconds,
+        "budget_calendar": key.budget_calendar,
         "source": "file",
     }
 
@@ -224,27 +219,14 @@ def _models(row: KeyRow) -> str:
     return "all" if "*" in row.models else ",".join(row.models)
 
 
+def _own_budget(row: KeyRow) -> Budget | None:
+    """The first of its own; what binds its team or everybody is listed by `strata budgets list`."""
+    return next((budget for budget in row.budgets if budget.scope == "key"), None)
+
+
 def _budget(row: KeyRow) -> str:
-    return _money(row.budgets[0].limit_nano_usd, row.budgets[0].window_seconds) if row.budgets else ""
-
-
-def _money(nano_usd: int | None, seconds: int | None) -> str:
-    if nano_usd is None:
-        return ""
-    whole, rest = divmod(nano_usd, 10**9)
-    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"${whole}.{decimals} {_period(seconds)}"
-
-
-def _period(seconds: int | None) -> str:
-    if seconds is None:
-        return "in all"
-    if seconds in _PERIODS:
-        return _PERIODS[seconds]
-    for length, word in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds % length == 0:
-            return f"in {seconds // length} {word}"
-    return f"in {seconds} seconds"
+    own = _own_budget(row)
+    return limit(own.limit_nano_usd, own.window_seconds, own.calendar) if own else ""
 
 
 def _day(seconds: float | None) -> str:

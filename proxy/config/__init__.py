@@ -147,6 +147,7 @@ class KeyDefaults(Struct, frozen=True, kw_only=True):
     rpm: int | None = None
     budget_nano_usd: int | None = None
     budget_seconds: int | None = None
+    budget_calendar: Literal["day", "week", "month"] | None = None
     expires_seconds: int | None = None
 
 
@@ -159,6 +160,18 @@ class StaticKey(Struct, frozen=True, kw_only=True):
     rpm: int | None = None
     budget_nano_usd: int | None = None
     budget_seconds: int | None = None
+    budget_calendar: Literal["day", "week", "month"] | None = None
+
+
+class SharedBudget(Struct, frozen=True, kw_only=True):
+    """A limit on money that is not one key's. Neither window nor calendar: one period for ever."""
+
+    scope: Literal["global", "provider", "team", "user"]
+    name: str = ""
+    """Of the provider or team, or the user's e-mail; "" for everybody."""
+    limit_nano_usd: int
+    window_seconds: int | None = None
+    calendar: Literal["day", "week", "month"] | None = None
 
 
 class Keys(Struct, frozen=True, kw_only=True):
@@ -300,6 +313,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """By name; patterns (`openai/*`) too."""
     rest: Rest = Rest()
     keys: Keys = Keys()
+    budgets: tuple[SharedBudget, ...] = ()
     prices: Prices = Prices()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy.config import KeyDefaults, Keys, Model, StaticKey
+from proxy.config.budgets import window
 from proxy.config.problems import Report, Wrong, shown
 from proxy.config.quantities import dollars, integer, secret, text, texts, whole_seconds
 from proxy.config.reading import Key, child, flag_inline_secret, read_map
@@ -27,7 +28,7 @@ _LIMITS: Table = {
     "models": Key("models", texts),
     "rpm": Key("rpm", integer(1, 1_000_000_000)),
     "max_budget": Key("budget_nano_usd", dollars),
-    "budget_duration": Key("budget_seconds", whole_seconds),
+    "budget_duration": Key("budget_window", window),
 }
 _DEFAULTS: Table = {**_LIMITS, "expires": Key("expires_seconds", whole_seconds)}
 _STATIC: Table = {"name": Key("name", text), "key": Key("key", secret), **_LIMITS}
@@ -68,13 +69,16 @@ def _static(
         )
     inherited = {name: value for name, value in defaults.items() if name in ("models", "rpm")}
     if "budget_nano_usd" not in fields:
-        inherited |= {name: value for name, value in defaults.items() if name in ("budget_nano_usd", "budget_seconds")}
+        inherited |= {name: value for name, value in defaults.items() if name.startswith("budget_")}
     return StaticKey(**{**inherited, **fields})
 
 
 def _limits(node: Node | None, path: str, table: Table, models: Mapping[str, Model], report: Report) -> dict[str, Any]:
     fields = read_map(node, path, table, report)
-    if node is not None and "budget_seconds" in fields and child(node, "max_budget") is None:
+    length = fields.pop("budget_window", None)
+    if length is not None:
+        fields |= {"budget_seconds": length.seconds, "budget_calendar": length.calendar}
+    if node is not None and length is not None and child(node, "max_budget") is None:
         report.error(node.at, f"{path}.budget_duration says how often max_budget starts again; there is no max_budget.")
     listed = child(node, "models")
     for name in fields.get("models", ()):

@@ -30,6 +30,7 @@ from proxy.config import (
     Timeouts,
 )
 from proxy.config.alerts import read_alerts
+from proxy.config.budgets import read_budgets
 from proxy.config.keys import read_keys
 from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
 from proxy.config.prices import read_prices
@@ -103,8 +104,8 @@ _HISTORY: Keys = {
     "retention": Key("retention_seconds", duration(3_600)),
 }
 _SECTIONS = [
-    "server", "database", "auth", "providers", "models", "defaults", "keys", "prices", "alerts", "telemetry", "logging",
-    "ledger", "history",
+    "server", "database", "auth", "providers", "models", "defaults", "keys", "budgets", "prices", "alerts", "telemetry",
+    "logging", "ledger", "history",
 ]  # fmt: skip
 _LITELLM = {
     "model_list": "models go under models, as name: provider/model",
@@ -216,6 +217,7 @@ def _build(
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
     history = fields("history", _HISTORY)
     keys = read_keys(sections.get("keys"), models, report)
+    budgets = read_budgets(_present(sections.get("budgets")), providers.known(), report)
     prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
     alerts = read_alerts(sections.get("alerts"), report)
     if report.failed:
@@ -228,6 +230,7 @@ def _build(
         models=models,
         rest=Rest(**rest),
         keys=keys,
+        budgets=budgets,
         prices=prices,
         alerts=alerts,
         metrics=Metrics(**metrics),

@@ -46,7 +46,8 @@ INSERT_KEY = """
 """
 
 INSERT_KEY_BUDGET = """
-    INSERT INTO strata.budgets (scope, subject, limit_nano_usd, window_seconds) VALUES ('key', $1, $2, $3)
+    INSERT INTO strata.budgets (scope, subject, limit_nano_usd, window_seconds, calendar)
+    VALUES ('key', $1, $2, $3, $4)
 """
 
 
@@ -62,6 +63,7 @@ async def insert_key(
     expires_at: float | None,
     budget_limit_nano_usd: int | None,
     budget_window_seconds: int | None,
+    budget_calendar: str | None = None,
 ) -> KeyRow:
     """The key and its budget, or neither. CallerError `name_taken` if an active key has this name."""
     try:
@@ -70,7 +72,8 @@ async def insert_key(
                 INSERT_KEY, name, digest, pepper_id, display, list(models), rpm, expires_at
             )
             if budget_limit_nano_usd is not None:
-                await connection.execute(INSERT_KEY_BUDGET, key_id, budget_limit_nano_usd, budget_window_seconds)
+                window = (budget_window_seconds, budget_calendar)
+                await connection.execute(INSERT_KEY_BUDGET, key_id, budget_limit_nano_usd, *window)
             row = await connection.fetchrow(READ_KEY, key_id)
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "keys_active_name":

@@ -278,6 +278,11 @@ class Metrics:
         if resets_at_seconds is not None:
             self._scalar("strata_budget_reset_timestamp_seconds", *labels).value = resets_at_seconds
 
+    def forget_budgets(self) -> None:
+        """Before those in force are set again: one that has ended is no number any more."""
+        for name in ("strata_budget_limit_usd", "strata_budget_spent_usd", "strata_budget_reset_timestamp_seconds"):
+            self._store.scalars[name].cells.clear()
+
     def count_alert(self, channel: str, sent: bool) -> None:
         channel = self._labels.channels.take(channel)
         self._scalar("strata_alerts_sent_total", channel, "sent" if sent else "failed").value += 1

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from proxy.config import Deployment
 from proxy.dialects.openai import Envelope, name_calls, wants_usage
-from proxy.errors import CallerError, GatewayError, UpstreamError
-from proxy.exchange import Attempt, Caller, Exchange, Hold
+from proxy.errors import GatewayError, UpstreamError
+from proxy.exchange import Attempt, Exchange
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
-from proxy.metering.usage import MAX_TIER_CHARS
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
@@ -32,16 +31,15 @@ from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remem
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
+from proxy.upstream.reserve import Reserve, limit_notice, output_bound
 from proxy.upstream.thoughts import Thoughts
 
-NEVER_AGAIN_HERE = frozenset({"provider_auth", "provider_quota", "provider_content_filter"})
+NEVER_AGAIN_HERE = frozenset({"provider_auth", "provider_quota", "provider_content_filter", "policy_budget_exceeded"})
 """Failures that the same deployment will repeat; another one may not."""
 LONGEST_ASKED_WAIT_SECONDS = 1.0
 """A Retry-After beyond this is the client's to wait out: its SDK does, and we hold no request for it."""
 MAX_ERROR_BODY_SECONDS = 10.0
 MAX_ROADS = 4_096
-DEFAULT_OUTPUT_BOUND = 16_384
-"""Tokens reserved where neither the client nor the price table names a maximum."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,10 +49,6 @@ class Events(Protocol):
 
     def count_retry(self, model: str, reason: str) -> None: ...
     def count_fallback(self, model: str, to: str) -> None: ...
-
-
-Holds = Callable[[Caller, int], Awaitable[Hold | None]]
-"""Sets money aside for one attempt, at every budget of the caller; raises PolicyError when it is not there."""
 
 
 class _Road(NamedTuple):
@@ -72,22 +66,20 @@ class Relay:
         meter: Meter,
         prices: PriceBook,
         resting: Resting,
-        hold: Holds,
+        reserve: Reserve,
         events: Events,
         *,
         clock: Callable[[], float] = time.monotonic,
         dice: Callable[[], float],
-        block_unpriced: bool = False,
     ) -> None:
         self._accounts = accounts
         self._meter = meter
         self._prices = prices
         self._resting = resting
-        self._hold = hold
+        self._reserve = reserve
         self._events = events
         self._clock = clock
         self._dice = dice
-        self._block_unpriced = block_unpriced
         self._retries = RetryBudget()
         self._thoughts = Thoughts()
         self._roads: dict[int, _Road] = {}
@@ -167,12 +159,21 @@ class Relay:
             started_ns=time.monotonic_ns(),
             # A token is at least one byte, so the body's length bounds the input without a tokenizer.
             input_tokens_bound=len(body),
-            output_tokens_bound=_output_bound(asked, road.target),
+            output_tokens_bound=output_bound(asked, road.target),
             asked_service_tier=request.service_tier or str(request.body.get("service_tier") or ""),
         )
         caller = exchange.caller
-        if caller is not None and (caller.budgets or self._block_unpriced):
-            await self._set_aside(caller, attempt)
+        reserve = self._reserve
+        if caller is not None and (
+            caller.budgets or reserve.block_unpriced or step.deployment.provider.name in reserve.providers
+        ):
+            strict = step.model.strict if exchange.strict is None else exchange.strict
+            limit = await reserve.set_aside(caller, attempt, asked, road.target, body, strict=strict)
+            if limit is not None:
+                take_notices(exchange, step.model, (limit_notice(limit),))
+                limited = {**asked, "max_completion_tokens": limit}
+                request = road.account.translator.encode_request(limited, road.target)
+                body = _encode(request.body)
         exchange.attempts.append(attempt)
         try:
             self._meter.dispatch(exchange, attempt)
@@ -280,25 +281,6 @@ class Relay:
         error.upstream_status = response.status
         return error
 
-    async def _set_aside(self, caller: Caller, attempt: Attempt) -> None:
-        tier = attempt.asked_service_tier
-        ceiling = attempt.ceiling = self._prices.ceiling(
-            attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, tier
-        )
-        if ceiling.state == "unknown":
-            why = f'the key "{caller.name}" has a budget' if caller.budgets else "prices.on_missing is block"
-            what = f"{attempt.deployment.name} has no price"
-            if tier and self._prices.current_lines(attempt.deployment):
-                what = f'{what} for the service tier "{tier[:MAX_TIER_CHARS]}"'
-            raise CallerError(
-                f"{what}, and {why}. The operator can add one under prices.models in config.yaml.",
-                status=403,
-                code="price_unknown",
-                error_type="policy_budget_exceeded",
-            )
-        if caller.budgets:
-            attempt.hold = await self._hold(caller, ceiling.nano_usd)
-
     def _road(self, deployment: Deployment) -> _Road:
         provider = deployment.provider
         target = Target(deployment.model, provider.quirks, provider.options, self._prices.max_output_tokens(deployment))
@@ -345,11 +327,6 @@ def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> Non
         attempt.source = "counted"
 
 
-def _output_bound(chat: ChatRequest, target: Target) -> int:
-    most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
-    return int(most or DEFAULT_OUTPUT_BOUND) * int(chat.get("n") or 1)
-
-
 def _may_pass_here(error: UpstreamError) -> bool:
     return error.retryable and error.error_type not in NEVER_AGAIN_HERE and error.code != "upstream_model_not_found"
 
@@ -371,4 +348,6 @@ def _verdict(exchange: Exchange, failures: Sequence[tuple[Step, UpstreamError]])
         error_type=last.error_type,
         retry_after_seconds=last.retry_after_seconds,
     )
+    verdict.headers.update(last.headers)
+    verdict.details.update(last.details)
     return verdict

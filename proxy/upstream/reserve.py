@@ -1,0 +1,186 @@
+"""
+What one attempt may cost at most, set aside before it goes out: at every budget of its caller and of its provider.
+
+The worst case is bytes for tokens (a token is at least one), a ceiling for what is few bytes and many tokens, and the
+longest answer. Where the client sets no limit and the longest answer is unknown or cannot be afforded, the provider is
+given a limit that can; the caller is told, and a strict request is refused instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from proxy.config import Deployment
+from proxy.errors import CallerError, PolicyError, UpstreamError
+from proxy.exchange import Attempt, Budget, Caller, Hold
+from proxy.metering.prices import PriceBook
+from proxy.metering.usage import MAX_TIER_CHARS
+from proxy.providers import ChatRequest, Notice, Target
+
+DEFAULT_OUTPUT_BOUND = 16_384
+"""Tokens reserved, and allowed, where neither the client nor the price table names a maximum."""
+LEAST_OUTPUT_TOKENS = 16
+"""An answer that is cut off earlier is worth nothing: then the request is refused."""
+LIMIT_BYTES = 64
+"""How much longer a request gets when a limit is put into it."""
+IMAGE_TOKENS = 10_000
+"""
+Of one image, however few bytes it or its address has. OpenAI's largest is 10,000 patches, Anthropic's 4,784 tokens,
+Google's 2,240; gpt-4o-mini alone counts up to 48,169, at a price that makes them as dear as 3,000 of gpt-4o's.
+https://developers.openai.com/api/docs/guides/images-vision https://platform.claude.com/docs/en/build-with-claude/vision
+"""
+UNKNOWN_WINDOW_TOKENS = 1_000_000
+"""A file behind an address or an id fills the context window at most; this one, where the table does not know it."""
+PLAIN_PARTS = frozenset({"text", "refusal", "input_audio"})
+"""Parts of a message whose bytes are more than their tokens."""
+
+Holds = Callable[[Caller, int, tuple[Budget, ...]], Awaitable[Hold | None]]
+"""Sets money aside for one attempt, at every budget of the caller and at these; PolicyError when it is not there."""
+
+
+class Reserve:
+    """`providers`: budgets by the name of the provider that they bind, whoever asks. Somebody else keeps it fresh."""
+
+    def __init__(
+        self, prices: PriceBook, hold: Holds, providers: Mapping[str, tuple[Budget, ...]], *, block_unpriced: bool
+    ) -> None:
+        self.providers = providers
+        self.block_unpriced = block_unpriced
+        self._prices = prices
+        self._hold = hold
+
+    async def set_aside(
+        self, caller: Caller, attempt: Attempt, chat: ChatRequest, target: Target, body: bytes, *, strict: bool
+    ) -> int | None:
+        """
+        The hold of the attempt. How many tokens an answer may have, if the provider must be told so; None if not.
+        UpstreamError if the provider's budget is spent: another provider may still serve.
+        """
+        bound = self.providers.get(attempt.deployment.provider.name, ())
+        ceiling = self._ceiling(attempt)
+        if ceiling is None:
+            raise self._unpriced(caller, attempt, bound)
+        if not (caller.budgets or bound):
+            return None
+        unlimited = ceiling > 0 and client_limit(chat) is None
+        window = self._prices.context_window(attempt.deployment) or UNKNOWN_WINDOW_TOKENS
+        more = (LIMIT_BYTES if unlimited else 0) + (media_tokens(chat, window) if b'"type":' in body else 0)
+        if more:
+            attempt.input_tokens_bound += more
+            ceiling = self._ceiling(attempt) or 0
+        limit = DEFAULT_OUTPUT_BOUND if unlimited and target.max_output_tokens is None else None
+        if limit is not None and strict:
+            raise _limit_wanted(attempt.deployment)
+        try:
+            attempt.hold = await self._hold(caller, ceiling, bound)
+        except PolicyError as error:
+            limit = self._affordable(attempt, chat, error) if unlimited and not strict else 0
+            if limit < LEAST_OUTPUT_TOKENS:
+                raise _spent(error) from error
+            attempt.output_tokens_bound = limit * choices(chat)
+            try:
+                attempt.hold = await self._hold(caller, self._ceiling(attempt) or 0, bound)
+            except PolicyError as again:
+                raise _spent(again) from again
+        return limit
+
+    def _ceiling(self, attempt: Attempt, output_tokens: int | None = None) -> int | None:
+        """Nano-dollars; None: nobody knows."""
+        tokens = attempt.output_tokens_bound if output_tokens is None else output_tokens
+        ceiling = self._prices.ceiling(
+            attempt.deployment, attempt.input_tokens_bound, tokens, attempt.asked_service_tier
+        )
+        if output_tokens is None:
+            attempt.ceiling = ceiling
+        return None if ceiling.state == "unknown" else ceiling.nano_usd
+
+    def _affordable(self, attempt: Attempt, chat: ChatRequest, error: PolicyError) -> int:
+        """Tokens of each answer that what is free of the spent budget would pay for."""
+        free = int(str(error.details.get("free_nano_usd", 0)))
+        input_cost = self._ceiling(attempt, 0) or 0
+        thousand = (self._ceiling(attempt, 1000) or 0) - input_cost
+        if thousand <= 0:
+            return 0
+        # One token less: each ceiling may have been rounded up.
+        return max(0, ((free - input_cost) * 1000 // thousand - 1) // choices(chat))
+
+    def _unpriced(self, caller: Caller, attempt: Attempt, bound: tuple[Budget, ...]) -> CallerError:
+        name, tier = attempt.deployment.name, attempt.asked_service_tier
+        what = f"{name} has no price"
+        if tier and self._prices.current_lines(attempt.deployment):
+            what = f'{what} for the service tier "{tier[:MAX_TIER_CHARS]}"'
+        if caller.budgets:
+            why = f'the key "{caller.name}" has a budget'
+        elif bound:
+            why = f'the provider "{bound[0].subject}" has a budget'
+        else:
+            why = "prices.on_missing is block"
+        return CallerError(
+            f"{what}, and {why}. The operator can add one under prices.models in config.yaml.",
+            status=403,
+            code="price_unknown",
+            error_type="policy_budget_exceeded",
+        )
+
+
+def client_limit(chat: ChatRequest) -> int | None:
+    return chat.get("max_completion_tokens") or chat.get("max_tokens") or None
+
+
+def choices(chat: ChatRequest) -> int:
+    return int(chat.get("n") or 1)
+
+
+def output_bound(chat: ChatRequest, target: Target) -> int:
+    """Tokens of all answers to this request together, at most."""
+    return int(client_limit(chat) or target.max_output_tokens or DEFAULT_OUTPUT_BOUND) * choices(chat)
+
+
+def media_tokens(chat: ChatRequest, window_tokens: int) -> int:
+    """What images and files may count beyond their bytes; together no more than fits into the context window."""
+    total = 0
+    for message in chat.get("messages", ()):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind == "image_url":
+                total += IMAGE_TOKENS
+            elif kind not in PLAIN_PARTS:
+                # Text in a file that came along is packed; its bytes count twice. One that did not may fill the window.
+                total += len((part.get("file") or {}).get("file_data") or "") or window_tokens
+    return min(total, window_tokens)
+
+
+def limit_notice(tokens: int) -> Notice:
+    return Notice(
+        "max_completion_tokens",
+        f"Set to {tokens}, the longest answer that is sure to be within budget, since the request has no limit.",
+        lost=False,
+    )
+
+
+def _limit_wanted(deployment: Deployment) -> CallerError:
+    return CallerError(
+        f"The longest answer of {deployment.name} is not known, and there is a budget to keep. This request is strict, "
+        "so no limit was set for it: send max_completion_tokens.",
+        code="missing_required_parameter",
+        param="max_completion_tokens",
+    )
+
+
+def _spent(error: PolicyError) -> PolicyError | UpstreamError:
+    """A provider whose budget is spent is as good as one that fails: whoever comes next in the plan is asked."""
+    if error.details.get("scope") != "provider":
+        return error
+    spent = UpstreamError(
+        error.message,
+        status=error.status,
+        code=error.code,
+        type=error.type,
+        error_type=error.error_type,
+        rest=False,
+        sent=False,
+    )
+    spent.headers.update(error.headers)
+    spent.details.update(error.details)
+    return spent
