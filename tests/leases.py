@@ -28,6 +28,7 @@ class ModelPostgres(Database):
         self.pause: asyncio.Event | None = None
         self.on_granted: Callable[[], None] | None = None
         self.on_returned: Callable[[], None] | None = None
+        self.asked = 0
         self.taken = 0
         self.limits: dict[str, int] = {}
         self.settled: dict[tuple[str, int], int] = {}
@@ -49,6 +50,7 @@ class ModelPostgres(Database):
         return self.limits[budget_id] - self.settled.get((budget_id, starts_ms), 0) - leased
 
     async def take_lease(self, _: Database, budget: Budget, worker_id: str, want: int, need: int) -> Lease:
+        self.asked += 1
         await self._travel()
         self.taken += 1
         lost = self._lost()

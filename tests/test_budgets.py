@@ -425,3 +425,19 @@ async def test_a_raised_budget_is_asked_for_at_once(worker: Worker) -> None:
     worker.budgets.on_notice("changed b")
     await worker.hold(caller(budget(limit=200)), 50)
     assert worker.postgres.taken == taken + 1
+
+
+async def test_a_database_that_does_not_answer_is_not_waited_for_by_everybody_in_turn(worker: Worker) -> None:
+    who = caller(budget(limit=100))
+    worker.postgres.is_up = False
+    for _ in range(3):
+        with pytest.raises(GatewayFault) as caught:
+            await worker.budgets.hold(who, 10)
+        assert caught.value.code == "budget_unavailable"
+    asked = worker.postgres.asked
+    worker.now += 1.1
+    with pytest.raises(GatewayFault):
+        await worker.budgets.hold(who, 10)
+    assert (asked, worker.postgres.asked) == (1, 2)
+    worker.postgres.is_up = True
+    await worker.hold(who, 10)

@@ -73,8 +73,7 @@ async def reserve(
     target = Target(deployment.model, max_output_tokens=maximum)
     attempt = Attempt(1, deployment, 0, input_tokens_bound=100, output_tokens_bound=output_bound(dict(chat), target))
     purse = Reserve(PriceBook(PRICES), till.hold, providers or {}, block_unpriced=False)
-    body = b'{"type":"text"}'
-    limit = await purse.set_aside(who or caller(MINE), attempt, dict(chat), target, body, strict=strict)
+    limit = await purse.set_aside(who or caller(MINE), attempt, dict(chat), target, strict=strict)
     return limit, attempt
 
 

@@ -27,6 +27,8 @@ ASK_AGAIN_SECONDS = 0.05
 """How long the others have to give back what they do not use, before a request is refused."""
 REFUSED_SECONDS = 0.25
 """For so long nobody asks Postgres again for what it has refused twice."""
+AWAY_SECONDS = 1.0
+"""For so long after a call that did not reach Postgres nobody waits for the next one."""
 MAX_ASKED = 8
 SLICE = 500
 """Accounts swept before the event loop has its turn."""
@@ -74,6 +76,7 @@ class Budgets:
         self._accounts: dict[str, Account] = {}
         self._past: dict[tuple[str, int], Share] = {}
         """Periods that are over for this worker and have holds or money left."""
+        self._away_until = float("-inf")
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._returning: set[asyncio.Task[None]] = set()
@@ -220,6 +223,8 @@ class Budgets:
                     return share
                 if budget.limit_nano_usd <= 0 or self._just_refused(account, nano_usd):
                     break
+                if self._clock() < self._away_until and not self._db.up:
+                    raise budget_unavailable()
                 refused = await self._ask(account, nano_usd)
                 if not refused:
                     continue
@@ -230,6 +235,7 @@ class Budgets:
                 await self._ask_around(account)
                 await self._sleep(ASK_AGAIN_SECONDS)
         except Unavailable as error:
+            self._away_until = self._clock() + AWAY_SECONDS
             raise budget_unavailable() from error
         finally:
             account.busy -= 1

@@ -14,6 +14,8 @@ from proxy.errors import GatewayFault
 from proxy.exchange import Budget
 from proxy.storage.postgres import Connection, Database
 
+LEASE_SECONDS = 2.0
+"""A request waits for this; a server that is frozen answers nothing at all."""
 CHANNEL = "strata_budgets"
 """`short <budget> <worker>`: that worker needs what others do not use. `changed <budget>`: set, altered or ended."""
 
@@ -82,7 +84,7 @@ async def take_lease(db: Database, budget: Budget, worker_id: str, want_nano_usd
     the database has not seen comes from the configuration, and is entered.
     """
     _require_whole(want_nano_usd, need_nano_usd)
-    async with db.transaction() as connection:
+    async with db.transaction(timeout_seconds=LEASE_SECONDS) as connection:
         period = await _lock_current(connection, budget)
         free = period["limit_nano_usd"] - period["settled_nano_usd"] - period["leased_nano_usd"]
         granted = max(0, min(max(want_nano_usd, need_nano_usd), free)) if free >= need_nano_usd else 0

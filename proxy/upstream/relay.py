@@ -168,7 +168,7 @@ class Relay:
             caller.budgets or reserve.block_unpriced or step.deployment.provider.name in reserve.providers
         ):
             strict = step.model.strict if exchange.strict is None else exchange.strict
-            limit = await reserve.set_aside(caller, attempt, asked, road.target, body, strict=strict)
+            limit = await reserve.set_aside(caller, attempt, asked, road.target, strict=strict)
             if limit is not None:
                 take_notices(exchange, step.model, (limit_notice(limit),))
                 limited = {**asked, "max_completion_tokens": limit}

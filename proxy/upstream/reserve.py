@@ -50,24 +50,28 @@ class Reserve:
         self._hold = hold
 
     async def set_aside(
-        self, caller: Caller, attempt: Attempt, chat: ChatRequest, target: Target, body: bytes, *, strict: bool
+        self, caller: Caller, attempt: Attempt, chat: ChatRequest, target: Target, *, strict: bool
     ) -> int | None:
         """
         The hold of the attempt. How many tokens an answer may have, if the provider must be told so; None if not.
         UpstreamError if the provider's budget is spent: another provider may still serve.
         """
-        bound = self.providers.get(attempt.deployment.provider.name, ())
-        ceiling = self._ceiling(attempt)
-        if ceiling is None:
+        deployment = attempt.deployment
+        bound = self.providers.get(deployment.provider.name, ())
+        state, ceiling, _ = self._prices.ceiling(
+            deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
+        )
+        if state == "unknown":
             raise self._unpriced(caller, attempt, bound)
         if not (caller.budgets or bound):
             return None
-        unlimited = ceiling > 0 and client_limit(chat) is None
-        window = self._prices.context_window(attempt.deployment) or UNKNOWN_WINDOW_TOKENS
-        more = (LIMIT_BYTES if unlimited else 0) + (media_tokens(chat, window) if b'"type":' in body else 0)
+        unlimited = not (chat.get("max_completion_tokens") or chat.get("max_tokens") or state == "free")
+        more = self._media_tokens(chat, deployment)
+        if unlimited:
+            more += LIMIT_BYTES
         if more:
             attempt.input_tokens_bound += more
-            ceiling = self._ceiling(attempt) or 0
+            ceiling = self._ceiling(attempt)
         limit = DEFAULT_OUTPUT_BOUND if unlimited and target.max_output_tokens is None else None
         if limit is not None and strict:
             raise _limit_wanted(attempt.deployment)
@@ -79,26 +83,32 @@ class Reserve:
                 raise _spent(error) from error
             attempt.output_tokens_bound = limit * choices(chat)
             try:
-                attempt.hold = await self._hold(caller, self._ceiling(attempt) or 0, bound)
+                attempt.hold = await self._hold(caller, self._ceiling(attempt), bound)
             except PolicyError as again:
                 raise _spent(again) from again
         return limit
 
-    def _ceiling(self, attempt: Attempt, output_tokens: int | None = None) -> int | None:
-        """Nano-dollars; None: nobody knows."""
+    def _ceiling(self, attempt: Attempt, output_tokens: int | None = None) -> int:
+        """Nano-dollars, of what has a price."""
         tokens = attempt.output_tokens_bound if output_tokens is None else output_tokens
         ceiling = self._prices.ceiling(
             attempt.deployment, attempt.input_tokens_bound, tokens, attempt.asked_service_tier
         )
         if output_tokens is None:
             attempt.ceiling = ceiling
-        return None if ceiling.state == "unknown" else ceiling.nano_usd
+        return ceiling.nano_usd
+
+    def _media_tokens(self, chat: ChatRequest, deployment: Deployment) -> int:
+        for message in chat["messages"]:
+            if type(message.get("content")) is list:
+                return media_tokens(chat, self._prices.context_window(deployment) or UNKNOWN_WINDOW_TOKENS)
+        return 0
 
     def _affordable(self, attempt: Attempt, chat: ChatRequest, error: PolicyError) -> int:
         """Tokens of each answer that what is free of the spent budget would pay for."""
         free = int(str(error.details.get("free_nano_usd", 0)))
-        input_cost = self._ceiling(attempt, 0) or 0
-        thousand = (self._ceiling(attempt, 1000) or 0) - input_cost
+        input_cost = self._ceiling(attempt, 0)
+        thousand = self._ceiling(attempt, 1000) - input_cost
         if thousand <= 0:
             return 0
         # One token less: each ceiling may have been rounded up.
@@ -123,17 +133,14 @@ class Reserve:
         )
 
 
-def client_limit(chat: ChatRequest) -> int | None:
-    return chat.get("max_completion_tokens") or chat.get("max_tokens") or None
-
-
 def choices(chat: ChatRequest) -> int:
     return int(chat.get("n") or 1)
 
 
 def output_bound(chat: ChatRequest, target: Target) -> int:
     """Tokens of all answers to this request together, at most."""
-    return int(client_limit(chat) or target.max_output_tokens or DEFAULT_OUTPUT_BOUND) * choices(chat)
+    most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
+    return int(most or DEFAULT_OUTPUT_BOUND) * int(chat.get("n") or 1)
 
 
 def media_tokens(chat: ChatRequest, window_tokens: int) -> int:

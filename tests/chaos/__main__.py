@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import budgets, kill, money
+from tests.chaos import budgets, kill, money, outage
 
 
 def main() -> int:
@@ -60,6 +60,14 @@ def main() -> int:
             kills=given.kills,
             seed=given.seed,
         )
+    )
+
+    away = faults.add_parser("outage", parents=[keep], help="Postgres goes away for a while, and comes back")
+    away.add_argument("--seconds", type=float, default=20.0)
+    away.add_argument("--workers", type=int, default=2)
+    away.add_argument("--how", choices=("crash", "freeze"), default="crash")
+    away.set_defaults(
+        play=lambda given, folder: outage.run(folder, seconds=given.seconds, workers=given.workers, how=given.how)
     )
 
     given = parser.parse_args()

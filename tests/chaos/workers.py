@@ -23,17 +23,33 @@ class Postgres:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._server = EmbeddedPostgres(home)
+        self._frozen: list[int] = []
         self.dsn = self._server.start()
 
-    def crash(self, sign: signal.Signals) -> None:
+    def crash(self, sign: signal.Signals = signal.SIGQUIT) -> None:
         """SIGKILL is an out-of-memory killer's way; SIGQUIT is what `pg_ctl stop -m immediate` sends. No checkpoint."""
-        lines = (self._home / "postgres" / "data" / "postmaster.pid").read_text().split("\n")
-        os.kill(int(lines[0]), sign)
+        os.kill(self._postmaster(), sign)
         deadline = time.monotonic() + DIE_SECONDS
         while self._server.alive and time.monotonic() < deadline:
             time.sleep(0.005)
         if self._server.alive:
             raise AssertionError(f"Postgres survived {sign.name}")
+
+    def freeze(self) -> None:
+        """All of its processes stop, and answer nothing; connections stay open."""
+        postmaster = self._postmaster()
+        self._frozen = [postmaster, *_children(postmaster)]
+        for pid in self._frozen:
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        frozen, self._frozen = self._frozen, []
+        for pid in frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _postmaster(self) -> int:
+        return int((self._home / "postgres" / "data" / "postmaster.pid").read_text().split("\n")[0])
 
     def start(self) -> None:
         """Returns when it has recovered and takes connections."""
@@ -95,3 +111,9 @@ class Workers:
         finally:
             with contextlib.suppress(asyncpg.PostgresError, OSError):
                 await connection.close(timeout=5)
+
+
+def _children(parent: int) -> list[int]:
+    """Of a process, as the kernel lists them."""
+    listed = [path.read_text() for path in Path(f"/proc/{parent}/task").glob("*/children")]
+    return [int(pid) for line in listed for pid in line.split()]
