@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import budgets, kill, money, outage
+from tests.chaos import budgets, disk, kill, money, outage
 
 
 def main() -> int:
@@ -69,6 +69,11 @@ def main() -> int:
     away.set_defaults(
         play=lambda given, folder: outage.run(folder, seconds=given.seconds, workers=given.workers, how=given.how)
     )
+
+    failing = faults.add_parser("disk", parents=[keep], help="the journal's disk fails its syncs, or is full")
+    failing.add_argument("--how", choices=("fsync", "full"), default="fsync")
+    failing.add_argument("--seconds", type=float, default=10.0)
+    failing.set_defaults(play=lambda given, folder: disk.run(folder, how=given.how, seconds=given.seconds))
 
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="strata-chaos-") as temporary:

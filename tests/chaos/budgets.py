@@ -103,8 +103,10 @@ async def _one(folder: Path, count: int, budgets: int, requests: int, parallel: 
     cluster = Workers(folder, count, oracle=oracle.url, server=f"max_in_flight: {max(1000, parallel)}")
     try:
         await cluster.start()
-        amount = f"{limit // 10**9}.{limit % 10**9:09d}"
-        keys = [cluster.first.create_key(f"budget-{number:02}", "--budget", amount) for number in range(budgets)]
+        keys = [
+            await cluster.create_key(f"budget-{number:02}", budget_nano_usd=limit, seconds=None)
+            for number in range(budgets)
+        ]
         crowds = [Crowd(key) for key in keys]
         asking = asyncio.create_task(_ask_all(cluster.gateways, crowds, bodies, parallel, dice))
         await _kill(cluster, asking, crowds, len(bodies), kills, dice)

@@ -52,7 +52,7 @@ async def run(folder: Path, *, workers: int, kills: int, crashes: int, parallel:
     cluster = Workers(folder, workers, oracle=oracle.url)
     try:
         await cluster.start()
-        keys = [cluster.first.create_key(name, "--budget", "1000/1d") for name in KEYS]
+        keys = [await cluster.create_key(name, budget_nano_usd=1000 * 10**9) for name in KEYS]
         traffic = Traffic(cluster.gateways, keys, prefix=PREFIX, parallel=parallel, seed=seed)
         running = asyncio.create_task(traffic.run())
         await _do_harm(cluster, traffic, kills, crashes, random.Random(seed))

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from proxy.admission.keys import new_key
+from tests.chaos.traffic import ask_once
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.workers import Workers
 from tests.gateway import ROWS, Gateway, OracleProcess
-from tests.oracle import marker
 
 DRAIN_SECONDS = 60.0
+DOLLAR = 10**9
 PAUSE_SECONDS = 0.02
 LONGEST_WAIT_SECONDS = 3.0
 How = Literal["crash", "freeze"]
@@ -44,7 +43,8 @@ class Client:
             began = time.monotonic()
             nonce = f"outage-{self.name}-{self.asked}"
             self.asked += 1
-            self.heard[await _ask(gateways[self.asked % len(gateways)], self.key, nonce, self.asked % 2 == 0)] += 1
+            gateway = gateways[self.asked % len(gateways)]
+            self.heard[await ask_once(gateway, self.key, nonce, stream=self.asked % 2 == 0)] += 1
             self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -60,7 +60,7 @@ async def run(folder: Path, *, seconds: float, workers: int, how: How = "crash")
     cluster = Workers(folder, workers, oracle=oracle.url)
     try:
         await cluster.start()
-        clients = _clients(cluster.first)
+        clients = await _clients(cluster)
         await _warm_up(cluster, clients)
         if how == "freeze":
             cluster.postgres.freeze()
@@ -85,14 +85,14 @@ async def run(folder: Path, *, seconds: float, workers: int, how: How = "crash")
         oracle.stop()
 
 
-def _clients(gateway: Gateway) -> list[Client]:
+async def _clients(cluster: Workers) -> list[Client]:
     served, waits = frozenset({"served"}), frozenset({"503 budget_unavailable"})
     return [
-        Client("no-budget", gateway.create_key("no-budget"), served),
-        Client("leased", gateway.create_key("leased", "--budget", "1000/1d"), served),
+        Client("no-budget", await cluster.create_key("no-budget"), served),
+        Client("leased", await cluster.create_key("leased", budget_nano_usd=1000 * DOLLAR), served),
         # a fiftieth of it is leased: enough for some requests, and not for all
-        Client("small-lease", gateway.create_key("small-lease", "--budget", "0.05/1d"), served | waits),
-        Client("no-lease", gateway.create_key("no-lease", "--budget", "1000/1d"), waits),
+        Client("small-lease", await cluster.create_key("small-lease", budget_nano_usd=DOLLAR // 20), served | waits),
+        Client("no-lease", await cluster.create_key("no-lease", budget_nano_usd=1000 * DOLLAR), waits),
         Client("unknown-key", new_key("sk-strata-"), frozenset({"503 db_unavailable"})),
     ]
 
@@ -102,31 +102,9 @@ async def _warm_up(cluster: Workers, clients: Sequence[Client]) -> None:
     for gateway in cluster.gateways:
         for client in clients[:3]:
             name = f"outage-warm-{client.name}-{gateway.port}"
-            ending = await _ask(gateway, client.key, name, False)
+            ending = await ask_once(gateway, client.key, name)
             assert ending == "served", (ending, gateway.tail())
     await asyncio.sleep(0.5)
-
-
-async def _ask(gateway: Gateway, key: str, nonce: str, stream: bool) -> str:
-    prompt = f"nonce={nonce} {marker(pieces=10, gap_ms=5)}"
-    asked = {"model": "gpt", "stream": stream, "max_tokens": 20, "messages": [{"role": "user", "content": prompt}]}
-    body = msgspec.json.encode(asked)
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\nx-request-id: {nonce}"
-        f"\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    try:
-        writer.write(head.encode() + body)
-        heard = await reader.read(-1)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-    status, _, answer = heard[9:12].decode(), *heard.partition(b"\r\n\r\n")[1:]
-    if status == "200":
-        return "served" if not stream or b"[DONE]" in answer else "broken"
-    return f"{status} {msgspec.json.decode(answer)['error']['code']}"
 
 
 async def _drained(cluster: Workers, oracle: OracleProcess) -> tuple[Verdict, float]:
@@ -148,7 +126,7 @@ async def _all_are_served(cluster: Workers, clients: Sequence[Client]) -> bool:
         expected = "401 invalid_api_key" if client.name == "unknown-key" else "served"
         ending = ""
         for attempt in range(20):
-            ending = await _ask(cluster.first, client.key, f"outage-back-{client.name}-{attempt}", False)
+            ending = await ask_once(cluster.first, client.key, f"outage-back-{client.name}-{attempt}")
             if ending == expected:
                 break
             await asyncio.sleep(0.5)

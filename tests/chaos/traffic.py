@@ -127,3 +127,28 @@ def _ending(heard: bytes) -> str:
     if b"text/event-stream" in head:
         return "done" if b"data: [DONE]" in body else "broken"
     return "done"
+
+
+async def ask_once(
+    gateway: Gateway, key: str, nonce: str, *, stream: bool = False, pieces: int = 10, gap_ms: int = 5
+) -> str:
+    """`served`, `broken` (a stream without its end), or a status with its code."""
+    prompt = f"nonce={nonce} {marker(pieces=pieces, gap_ms=gap_ms)}"
+    messages = [{"role": "user", "content": prompt}]
+    body = msgspec.json.encode({"model": "gpt", "stream": stream, "max_tokens": 2 * pieces, "messages": messages})
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\nx-request-id: {nonce}"
+        f"\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    try:
+        writer.write(head.encode() + body)
+        heard = await reader.read(-1)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    status, (_, _, answer) = heard[9:12].decode(), heard.partition(b"\r\n\r\n")
+    if status == "200":
+        return "served" if not stream or b"[DONE]" in answer else "broken"
+    return f"{status} {msgspec.json.decode(answer)['error']['code']}"

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import asyncpg
 
+from proxy.admission.keys import digest, display, new_key
 from proxy.storage.embedded import EmbeddedPostgres
+from proxy.storage.keys import insert_key
+from proxy.storage.postgres import Database
+from proxy.storage.vault import Vault
 from tests.gateway import Gateway
 
 DIE_SECONDS = 10.0
@@ -92,6 +96,28 @@ class Workers:
         for gateway in self.gateways[1:]:
             gateway.key = self.first.key
         await asyncio.gather(*(asyncio.to_thread(gateway.start) for gateway in self.gateways[1:]))
+
+    async def create_key(self, name: str, *, budget_nano_usd: int | None = None, seconds: int | None = 86_400) -> str:
+        """As `strata keys create` does, without a process for each. The budget is for a day unless said otherwise."""
+        vault, key = Vault.open(self.first.home, {}), new_key("sk-strata-")
+        database = Database(self.dsn)
+        await database.open()
+        try:
+            await insert_key(
+                database,
+                name=name,
+                digest=digest(key, vault.pepper),
+                pepper_id=vault.pepper_id,
+                display=display(key),
+                models=("*",),
+                rpm=None,
+                expires_at=None,
+                budget_limit_nano_usd=budget_nano_usd,
+                budget_window_seconds=seconds,
+            )
+        finally:
+            await database.close()
+        return key
 
     async def stop(self) -> None:
         """All of them, then the database."""
