@@ -12,6 +12,7 @@ from proxy.admission.bindings import Bindings
 from proxy.config import SharedBudget
 from proxy.errors import CallerError
 from proxy.exchange import Budget
+from proxy.storage import postgres
 from proxy.storage.budget_settings import end_budgets, list_budgets, set_budget
 from proxy.storage.budgets import CHANNEL
 from proxy.storage.keys import insert_key, list_keys
@@ -125,3 +126,17 @@ async def test_nobody_is_bound_by_a_name_that_is_not_there_or_twice(db: Database
     with pytest.raises(CallerError, match=r"config\.yaml has a budget"):
         await set_budget(db, "global", "", 1, None, "month")
     assert await end_budgets(db, "global", "") == 0
+
+
+async def test_the_files_budgets_bind_though_the_database_takes_no_changes(
+    db: Database, database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_budget(db, "provider", "openai", 7, 60, None)
+    monkeypatch.setitem(postgres.SERVER_SETTINGS, "default_transaction_read_only", "on")
+    standby = Database(database_dsn)
+    await standby.open()
+    bindings = Bindings(standby, (GLOBAL,))
+    await bindings.refresh()
+    assert [budget.limit_nano_usd for budget in bindings.everybody] == [500]
+    assert [budget.limit_nano_usd for budget in bindings.providers["openai"]] == [7]
+    await standby.close()

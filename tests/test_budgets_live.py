@@ -70,6 +70,7 @@ def test_a_global_budget_binds_every_key_at_once_and_its_end_frees_them(gateway:
     assert "This gateway has spent $0.00 of $0.00001" in error["message"]
     assert "the budget resets in" in error["message"]
     assert error["details"]["limit_nano_usd"] == 10_000
+    assert gateway.gauge('strata_rate_limited_total{limit="budget",scope="global"}') > 0
     assert gateway.strata("budgets", "set", "global", "5/day").returncode == 0
     within_a_second(gateway, "global-raised", 200)
     listed = msgspec.json.decode(gateway.strata("budgets", "list", "--json").stdout)

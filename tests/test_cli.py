@@ -187,6 +187,8 @@ def test_the_limits_of_a_key_come_from_flags_and_else_from_the_configuration() -
     assert said == KeyDefaults(
         models=("a", "b"), rpm=5, budget_nano_usd=10**8, budget_seconds=86_400, expires_seconds=7_200
     )
+    monthly = limits(defaults, models=None, budget="5/month", rpm=None, expires=None)
+    assert (monthly.budget_seconds, monthly.budget_calendar) == (None, "month")
     assert limits(defaults, models=None, budget="5", rpm=None, expires=None).budget_seconds is None
     for wrong in ({"budget": "5/"}, {"budget": "-1"}, {"rpm": "0"}, {"expires": "soon"}, {"models": " ,"}):
         with pytest.raises(Wrong):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import PriceOverride, Secret, Timeouts
+from proxy.config import PriceOverride, Secret, SharedBudget, Timeouts
 from proxy.config.load import examine, find, load
 from proxy.config.presets import PRESETS, SIM_MODELS
 from proxy.config.problems import ConfigError, text_of
@@ -214,6 +214,23 @@ keys:
         None,
     )
     assert keys.defaults.expires_seconds == 90 * 86_400
+
+
+def test_budgets_of_more_than_one_key_and_their_windows() -> None:
+    text = """
+budgets:
+  - {scope: global, max_budget: 500, budget_duration: month}
+  - {scope: provider, name: openai, max_budget: 0.5, budget_duration: 30d}
+  - {scope: team, name: research, max_budget: 200}
+keys: {defaults: {max_budget: 5, budget_duration: week}}
+"""
+    config = good(text, {"OPENAI_API_KEY": KEY})
+    assert config.budgets == (
+        SharedBudget(scope="global", limit_nano_usd=500 * 10**9, calendar="month"),
+        SharedBudget(scope="provider", name="openai", limit_nano_usd=5 * 10**8, window_seconds=2_592_000),
+        SharedBudget(scope="team", name="research", limit_nano_usd=200 * 10**9),
+    )
+    assert (config.keys.defaults.budget_seconds, config.keys.defaults.budget_calendar) == (None, "week")
 
 
 def test_prices_are_exact_and_the_simulated_provider_may_have_some() -> None:

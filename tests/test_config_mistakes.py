@@ -306,6 +306,29 @@ def test_each_mistake_is_named_with_its_place_and_its_fix(name: str) -> None:
     assert examined.config is None
 
 
+BAD |= {
+    "budgets that are none": (
+        "budgets:\n  - {scope: planet, max_budget: 1}\n  - {scope: global, name: x, max_budget: 1}\n"
+        "  - {scope: provider, name: opnai, max_budget: 1}\n  - {scope: team}\n"
+        "  - {scope: global, max_budget: 1, budget_duration: year}\n  - {scope: global, max_budget: 2}\n"
+        "  - {scope: global, max_budget: 3}",
+        [
+            '2:13 error budgets[0].scope must be global or provider or team or user, not "planet".',
+            "3:5 error budgets[1] is for everybody and has no name.",
+            '4:5 error budgets[2].name: no provider is called "opnai". Did you mean "openai"?',
+            "5:5 error budgets[3] needs a max_budget.",
+            "6:53 error budgets[4].budget_duration must be a duration like 30s, 5m, 2h or 30d, or a number of seconds, "
+            "not year. For the calendar's write day, week or month.",
+            "7:5 error budgets[5]: another budget of this file is for the same and as long.",
+            "8:5 error budgets[6]: another budget of this file is for the same and as long.",
+        ],
+    ),
+    "budgets that are no list": (
+        "budgets: {scope: global}",
+        ["1:10 error budgets must be a list of {scope, max_budget, …}, not a map."],
+    ),
+}
+
 WARNED: dict[str, tuple[str, list[str]]] = {
     "a provider without its key": (
         "models:\n  smart: [anthropic/a, sim/chat]\n  slow: anthropic/b",

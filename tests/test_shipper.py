@@ -250,3 +250,22 @@ async def test_a_full_batch_does_not_wait_for_its_time(tmp_path: Path, db: Datab
     assert worker.shipper.queue_depth == 0
     await worker.shipper.close()
     await worker.journal.close()
+
+
+async def test_whoever_is_short_of_money_has_dead_workers_adopted_at_once(tmp_path: Path, db: Database) -> None:
+    worker = Worker(tmp_path, db, adoption_seconds=3600.0)
+    looked: list[float] = []
+
+    async def adopt() -> None:
+        looked.append(asyncio.get_running_loop().time())
+
+    worker.shipper.adopt = adopt  # type: ignore[method-assign]
+    worker.shipper.start()
+    async with asyncio.timeout(10):
+        while not looked:
+            await asyncio.sleep(0.01)
+        worker.shipper.adopt_soon()
+        while len(looked) < 2:
+            await asyncio.sleep(0.01)
+    await worker.shipper.close()
+    await worker.journal.close()

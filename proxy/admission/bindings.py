@@ -47,7 +47,8 @@ class Bindings:
         self.providers: dict[str, tuple[Budget, ...]] = {}
         self.failures_total = 0
         """Refreshes that failed."""
-        self._take([budget for budget in self._configured if budget.scope in ("global", "provider")])
+        self._for_all = [budget for budget in self._configured if budget.scope in ("global", "provider")]
+        self._take(self._for_all)
 
     async def start(self) -> None:
         """Enters the file's budgets and reads all. Raises Unavailable: then nothing was begun."""
@@ -65,7 +66,17 @@ class Bindings:
             self._heard.set()
 
     async def refresh(self) -> None:
+        """Raises Unavailable if they cannot be read; those of the file bind even if they cannot be entered."""
         self._heard.clear()
+        with contextlib.suppress(Unavailable):
+            await self._declare()
+        budgets = await read_for_all(self._db)
+        if self._missing is None:
+            entered = {budget.id for budget in budgets}
+            budgets += [budget for budget in self._for_all if budget.id not in entered]
+        self._take(budgets)
+
+    async def _declare(self) -> None:
         first = self._missing is None
         if first or self._missing:
             wanted = self._configured if self._missing is None else self._missing
@@ -76,7 +87,6 @@ class Bindings:
                     "with the same window was set by hand. See: strata budgets list",
                     *(budget.scope, budget.subject, budget.scope),
                 )
-        self._take(await read_for_all(self._db))
 
     def _take(self, budgets: Sequence[Budget]) -> None:
         everybody = tuple(budget for budget in budgets if budget.scope == "global")

@@ -58,7 +58,7 @@ class Reserve:
         """
         deployment = attempt.deployment
         bound = self.providers.get(deployment.provider.name, ())
-        state, ceiling, _ = self._prices.ceiling(
+        attempt.ceiling = state, ceiling, _ = self._prices.ceiling(
             deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
         )
         if state == "unknown":
