@@ -86,6 +86,20 @@ def test_an_address_from_the_environment_is_looked_at_too() -> None:
     assert "providers.snowflake.api_base must be an address" in "\n".join(said(examined))
 
 
+def test_azure_needs_no_key_where_a_token_does() -> None:
+    environ = {
+        "AZURE_TENANT_ID": "t",
+        "AZURE_CLIENT_ID": "c",
+        "AZURE_CLIENT_SECRET": KEY,
+        "OPENAI_API_VERSION": "preview",
+    }
+    text = "providers: {azure: {api_base: 'https://eu.azure.example'}}\nmodels: {a: azure/ours}"
+    provider = good(text, environ).providers["azure"]
+    assert provider.api_key is None and provider.secrets == {"client_secret": Secret(KEY)}
+    assert provider.options == {"tenant_id": "t", "client_id": "c", "api_version": "preview"}
+    assert good(text).providers["azure"].secrets == {}, "the machine's own identity"
+
+
 def test_a_deployment_says_which_model_is_behind_it() -> None:
     text = """
 providers: {azure-eu: {type: azure, api_base: https://eu.azure.example, api_version: 2024-10-21, api_key: "${K}"}}

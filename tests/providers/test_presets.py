@@ -5,7 +5,9 @@ what is sent. The shapes are those of recorded answers; the words are ours.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -296,3 +298,14 @@ def test_every_recorded_answer_is_billed_by_its_own_total_and_readable() -> None
     assert [one for one in wrong if one[2] != "error"] == []
     assert len(wrong) <= 3, "errors in place of answers"
     assert sum(seen.values()) > 800 and len(seen) > 15
+
+
+def test_the_documentation_names_every_variable_of_the_providers_that_it_lists() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name: variables for names, variables in rows for name in re.findall(r"`(\w+)`", names)}
+    assert listed.keys() >= SHAPES.keys()
+    for name, variables in listed.items():
+        preset = PRESETS[name]
+        filled = [preset.options[option] for option in re.findall(r"{(\w+)}", preset.api_base)]
+        assert all(f"`{variable}`" in variables for variable in [preset.variable, *filled] if variable), name
