@@ -11,7 +11,6 @@ learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -24,22 +23,14 @@ import msgspec
 
 from proxy.config import Provider
 from proxy.config.providers import is_loopback
-from proxy.errors import UpstreamError
 from proxy.upstream.credentials import Credential, Outgoing, Surroundings
+from proxy.upstream.credentials.renewal import FETCH_SECONDS, Renewal, unauthorised
 
 AUTHORITY = "https://login.microsoftonline.com"
 SCOPE = "https://cognitiveservices.azure.com/.default"
 IMDS = "http://169.254.169.254"
 """The metadata service of an Azure machine; a link-local address, which nothing outside can answer."""
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-
-TOKEN_SECONDS = 10.0
-"""How long a token may take to come."""
-RENEW_BEFORE_SECONDS = 300.0
-MARGIN_SECONDS = 10.0
-"""A token is not used in its last seconds: it has to arrive, too."""
-PAUSE_SECONDS = 2.0
-"""After a refusal nobody asks again for so long, and whoever needs a token hears the same."""
 
 log = logging.getLogger("strata.upstream")
 
@@ -52,12 +43,6 @@ class Question(NamedTuple):
     form: Mapping[str, str] | None
     """None: it is a GET."""
     hint: str
-
-
-class _Token(NamedTuple):
-    value: str
-    renew_at: float
-    expires_at: float
 
 
 def credential(provider: Provider, surroundings: Surroundings) -> Mapping[str, str] | Credential:
@@ -108,86 +93,48 @@ class EntraToken:
     def __init__(self, name: str, ask: Callable[[], Question], surroundings: Surroundings) -> None:
         self._name = name
         self._ask = ask
-        self._clock = surroundings.clock
         self._wall_clock = surroundings.wall_clock
         self._http: httpx2.AsyncClient | None = None
-        self._token: _Token | None = None
-        self._renewal: asyncio.Task[_Token] | None = None
-        self._refused: UpstreamError | None = None
-        self._refused_until = 0.0
+        self._token = Renewal(self._fetch, surroundings.wall_clock)
 
     async def headers(self, request: Outgoing) -> Mapping[str, str]:
-        token, now = self._token, self._clock()
-        if token is None or now >= token.expires_at:
-            token = await asyncio.shield(self._renew())
-        elif now >= token.renew_at and now >= self._refused_until:
-            self._renew()
-        return {"authorization": f"Bearer {token.value}"}
+        return {"authorization": f"Bearer {await self._token.current()}"}
 
     async def close(self) -> None:
-        if self._renewal is not None:
-            await asyncio.wait([self._renewal], timeout=TOKEN_SECONDS)
+        await self._token.close()
         if self._http is not None:
             await self._http.aclose()
 
-    def _renew(self) -> asyncio.Task[_Token]:
-        """The one renewal that is under way."""
-        if self._renewal is None:
-            self._renewal = asyncio.get_running_loop().create_task(self._fetch())
-            self._renewal.add_done_callback(self._renewed)
-        return self._renewal
-
-    def _renewed(self, renewal: asyncio.Task[_Token]) -> None:
-        self._renewal = None
-        if not renewal.cancelled() and renewal.exception() is None:
-            self._token = renewal.result()
-
-    async def _fetch(self) -> _Token:
-        if self._refused is not None and self._clock() < self._refused_until:
-            raise self._refused.with_traceback(None)
+    async def _fetch(self) -> tuple[str, float]:
         try:
-            async with asyncio.timeout(TOKEN_SECONDS):
-                token = await self._asked(self._ask())
-        except (OSError, ValueError, TimeoutError, httpx2.HTTPError) as error:
-            # TimeoutError is an OSError too; what httpx says may hold an address, so only its kind is told
-            told = str(error) if type(error) is ValueError else type(error).__name__
-            self._refused, self._refused_until = self._no_token(told), self._clock() + PAUSE_SECONDS
-            raise self._refused from None
-        self._refused = None
-        return token
+            return await self._asked(self._ask())
+        except ValueError as error:
+            told = str(error)
+        except (OSError, httpx2.HTTPError) as error:
+            told = type(error).__name__  # its message may hold an address or a path
+        log.warning("provider %s: no token of Microsoft Entra: %s", self._name, told)
+        raise unauthorised("This gateway got no token for the provider. The operator finds the cause in the log.")
 
-    async def _asked(self, asked: Question) -> _Token:
+    async def _asked(self, asked: Question) -> tuple[str, float]:
         if self._http is None:
-            self._http = httpx2.AsyncClient(timeout=TOKEN_SECONDS, follow_redirects=False, trust_env=False)
+            self._http = httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False, trust_env=False)
         if asked.form is None:
             answer = await self._http.get(asked.url, headers=dict(asked.headers))
         else:
             answer = await self._http.post(asked.url, headers=dict(asked.headers), data=dict(asked.form))
         said = _object(answer.content)
-        value, seconds = said.get("access_token"), self._lifetime(said)
-        if answer.status_code != 200 or not isinstance(value, str) or not value.isascii() or seconds is None:
+        value, ends = said.get("access_token"), self._end(said)
+        if answer.status_code != 200 or not isinstance(value, str) or not value.isascii() or ends is None:
             raise ValueError(f"{urlsplit(asked.url).hostname} answered {answer.status_code}{_code(said)}; {asked.hint}")
-        now = self._clock()
-        renew_before = min(RENEW_BEFORE_SECONDS, seconds / 2)
-        return _Token(value, now + seconds - renew_before, now + seconds - min(MARGIN_SECONDS, seconds / 4))
+        return value, ends
 
-    def _lifetime(self, said: Mapping[str, Any]) -> float | None:
-        """Seconds; App Service says the moment instead, and both say it as text."""
+    def _end(self, said: Mapping[str, Any]) -> float | None:
+        """Entra and IMDS say how long, App Service until when; as a number or as text."""
         try:
-            if said.get("expires_in") is not None:
-                return max(float(said["expires_in"]), 0.0)
-            return max(float(said["expires_on"]) - self._wall_clock(), 0.0)
+            seconds = said.get("expires_in")
+            return float(said["expires_on"]) if seconds is None else self._wall_clock() + float(seconds)
         except (KeyError, TypeError, ValueError):
             return None
-
-    def _no_token(self, why: str) -> UpstreamError:
-        log.warning("provider %s: no token of Microsoft Entra: %s", self._name, why)
-        return UpstreamError(
-            "This gateway got no token for the provider. The operator finds the cause in the log.",
-            code="provider_auth",
-            error_type="provider_auth",
-            sent=False,
-        )
 
 
 def _refuse_plain_http(authority: str) -> None:
