@@ -47,6 +47,7 @@ models:
   claude: claude/claude
   either: [claude/claude, oai/gpt]
   "gpt-*": oai/gpt-*
+  "claude-*": claude/claude-*
 defaults: {{allowed_fails: 1000000}}
 prices:
   models:

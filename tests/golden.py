@@ -166,8 +166,8 @@ def check_choice(choices: Sequence[Json]) -> None:
     assert (choices[-1]["finish_reason"] == "tool_calls") <= bool(seen), "no tool_calls without a call"
 
 
-def fold(chunks: Sequence[Chunk]) -> Completion:
-    """The completion that a client puts together from a stream with one choice."""
+def fold(chunks: Sequence[Chunk], *, finished: bool = True) -> Completion:
+    """The completion that a client puts together from a stream with one choice, whether or not it `finished`."""
     message: Json = {"role": "assistant", "content": None, "refusal": None}
     completion: Completion = {"choices": []}
     for chunk in chunks:
@@ -186,7 +186,7 @@ def fold(chunks: Sequence[Chunk]) -> Completion:
                 _fold_entries(message.setdefault(name, []), value)
             elif name != "role" and value:
                 message[name] = (message.get(name) or "") + value
-        if choice["finish_reason"]:
+        if choice["finish_reason"] or not finished:
             rest = {name: value for name, value in choice.items() if name != "delta"}
             completion["choices"] = [{**rest, "message": message}]
     return completion

@@ -8,12 +8,17 @@ import copy
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
+from pydantic import BaseModel
 
+from proxy.dialects import openai as dialect
 from proxy.providers import load
-from tests.golden import CASES, STREAMS, Case, check_invariants, decode, settle
+from tests.golden import CASES, STREAMS, Case, check_invariants, decode, fold, settle
 
 REQUIRED = {
     "anthropic": """text text-stream system image pdf tools tools-stream parallel-tools parallel-tools-stream
@@ -49,6 +54,19 @@ def update(request: pytest.FixtureRequest) -> bool:
 
 def pretty(written: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n"
+
+
+def plain(value: Any) -> Any:
+    """Out of the SDK's models, and without what only they have: places in lists, and arguments once more as parsed."""
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    found = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+    if not isinstance(found, dict):
+        return found
+    extra = (
+        {"parsed_arguments"} if str(found.get("type", "")).startswith("reasoning.") else {"parsed_arguments", "index"}
+    )
+    return {name: plain(inner) for name, inner in found.items() if name not in extra}
 
 
 def lines(chunks: list[dict[str, object]]) -> bytes:
@@ -123,6 +141,29 @@ def test_a_stream_keeps_what_clients_rely_on(case: Case) -> None:
         assert not any("usage" in chunk for chunk in chunks[:-1])
     else:
         check_invariants(chunks)
+
+
+@every_stream
+def test_openais_sdk_puts_a_stream_together_as_it_was_said(case: Case) -> None:
+    """It joins strings and places list entries by their `index`: a second `format` or an unnumbered citation breaks."""
+    assert case.stream is not None
+    chunks = decode(case.translator, [case.stream])
+    whole = [chunk for chunk in chunks if "error" not in chunk]
+    envelope = dialect.Envelope(id="chatcmpl-1", created=1, model="m")
+    state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in whole:
+        state.handle_chunk(ChatCompletionChunk.model_validate_json(envelope.encode(chunk)[6:]))
+    if not any(chunk["choices"] for chunk in whole):
+        assert chunks[:-1] == []
+        return
+    choices = {choice.index: choice for choice in state.current_completion_snapshot.choices}
+    for index, choice in choices.items():
+        mine = [one for one in whole if one["choices"] and one["choices"][0]["index"] == index]
+        expected = fold(mine, finished=chunks == whole)["choices"][0]
+        assert choice.finish_reason == expected.get("finish_reason")
+        for name, value in expected["message"].items():
+            told = getattr(choice.message, name)
+            assert (plain(told) or None) == (value or None), name
 
 
 @pytest.mark.parametrize("api", sorted(REQUIRED))

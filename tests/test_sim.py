@@ -117,6 +117,24 @@ def test_streams_have_the_shape_of_openais_own(model: str, asked: bool) -> None:
         assert not any("usage" in chunk for chunk in chunks)
 
 
+def test_a_tool_is_called_with_what_the_prompt_says() -> None:
+    def arguments(prompt: str, **more: Any) -> Any:
+        messages = [{"role": "user", "content": prompt}]
+        other = {"type": "function", "function": {"name": "other", "parameters": {}}}
+        body = body_of(post("tools", messages=messages, tools=[other, WEATHER], **more))
+        (call,) = body["choices"][0]["message"]["tool_calls"]
+        return call["function"]["name"], json.loads(call["function"]["arguments"])
+
+    assert arguments("Use get_weather for 'Löwenstein', 45 days, in f") == (
+        "get_weather",
+        {"city": "Löwenstein", "unit": "f", "days": 45},
+    )
+    assert arguments("get_weather for 3 days")[1]["days"] == 30, "the schema's bounds come first"
+    assert arguments("Weather?")[0] == "other"
+    only = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [WEATHER]}}
+    assert arguments("Weather?", tool_choice=only)[0] == "get_weather"
+
+
 @given(st.text(max_size=400))
 def test_pieces_put_together_are_the_text(text: str) -> None:
     assert "".join(answers.pieces(text)) == text

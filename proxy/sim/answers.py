@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.sim.schemas import instance
+from proxy.sim.schemas import instance, quotations
 
 Request = Mapping[str, Any]
 
@@ -137,10 +137,13 @@ def _choice(model: str, request: Request, messages: list[Request], seed: bytes) 
 def _text(model: str, request: Request, messages: list[Request], seed: bytes) -> str:
     wanted = _mapping(request.get("response_format"))
     if model == "echo":
-        return next((text_of(message) for message in reversed(messages) if message.get("role") == "user"), "")
+        return _asked(messages)
     if wanted.get("type") == "json_schema":
         schema = _mapping(wanted.get("json_schema")).get("schema")
         return msgspec.json.encode(instance(schema, seed)).decode()
+    named = quotations(_asked(messages)) if wanted.get("type") == "json_object" else []
+    if named:  # a prompt in JSON mode says which members it wants
+        return msgspec.json.encode({name: _pick(_OPENINGS, seed, at % 8) for at, name in enumerate(named)}).decode()
     if wanted.get("type") == "json_object" or model == "json":
         return msgspec.json.encode(
             {"title": _pick(_OPENINGS, seed, 0), "rating": 1 + seed[1] % 5, "done": True}
@@ -152,15 +155,25 @@ def _text(model: str, request: Request, messages: list[Request], seed: bytes) ->
 
 
 def _tool_calls(model: str, request: Request, messages: list[Request], seed: bytes) -> tuple[ToolCall, ...]:
-    """The first tool, or the one that was chosen by name; with `parallel_tool_calls: true` two calls at once."""
-    choice = request.get("tool_choice", "auto")
+    """
+    The tool that the prompt names, or that `tool_choice` does, else the first; called with what the user quoted and
+    numbered. With `parallel_tool_calls: true` two calls at once.
+    """
+    choice = request.get("tool_choice") or "auto"
     functions = [_mapping(_mapping(tool).get("function")) for tool in _list(request.get("tools"))]
     functions = [function for function in functions if isinstance(function.get("name"), str)]
+    allowed = _mapping(_mapping(choice).get("allowed_tools"))
+    if allowed:
+        names = {_mapping(_mapping(tool).get("function")).get("name") for tool in _list(allowed.get("tools"))}
+        functions = [function for function in functions if function["name"] in names]
+        choice = allowed.get("mode")
     forced = choice == "required" or isinstance(choice, Mapping)
     if not functions or choice == "none" or not (forced or model == "tools"):
         return ()
     if messages[-1].get("role") == "tool" and not forced:
         return ()
+    said = _asked(messages)
+    functions.sort(key=lambda function: function["name"] not in said)
     if isinstance(choice, Mapping):
         named = _mapping(choice.get("function")).get("name")
         functions = [function for function in functions if function["name"] == named]
@@ -169,11 +182,16 @@ def _tool_calls(model: str, request: Request, messages: list[Request], seed: byt
     called = functions[:1]
     if request.get("parallel_tool_calls") is True and not isinstance(choice, Mapping):
         called = (functions * 2)[: max(2, min(len(functions), MAX_TOOL_CALLS))]
-    return tuple(_call(function, _digest(seed.hex(), index)) for index, function in enumerate(called))
+    return tuple(_call(function, _digest(seed.hex(), index), said) for index, function in enumerate(called))
 
 
-def _call(function: Request, seed: bytes) -> ToolCall:
-    value = instance(function.get("parameters"), seed)
+def _asked(messages: list[Request]) -> str:
+    """What the user said last."""
+    return next((text_of(message) for message in reversed(messages) if message.get("role") == "user"), "")
+
+
+def _call(function: Request, seed: bytes, said: str) -> ToolCall:
+    value = instance(function.get("parameters"), seed, said)
     arguments = msgspec.json.encode(value if isinstance(value, dict) else {}).decode()
     return ToolCall(f"call_sim{seed.hex()[:20]}", function["name"], arguments)
 

@@ -5,6 +5,7 @@ strangers: references may circle, patterns are never run, and size and depth are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ Schema = Mapping[str, Any]
 MAX_DEPTH = 12
 MAX_NODES = 2_000
 MAX_TEXT = 1_000
+MAX_SAID = 4_000
 
 _FORMATS = {
     "date": "2026-03-14",
@@ -44,22 +46,37 @@ _WORDS = {
 _ANY_WORD = ("granite", "basalt", "quartz", "slate", "marble")
 
 
-class _Growth:
-    """How much has been made so far, so that a schema that multiplies itself comes to an end."""
+_QUOTED = re.compile("'([^']{1,200})'|\"([^\"]{1,200})\"|“([^”]{1,200})”|`([^`]{1,200})`")
+_NUMBER = re.compile(r"(?<![\w.])-?\d{1,15}(?![\w.]|\.\d)")
 
-    def __init__(self, root: Schema, seed: bytes) -> None:
+
+def quotations(said: str) -> list[str]:
+    """What stands in quotation marks, in its order."""
+    return ["".join(found) for found in _QUOTED.findall(said[:MAX_SAID])]
+
+
+class _Growth:
+    """
+    How much has been made so far, so that a schema that multiplies itself comes to an end; and what the prompt `said`:
+    its quotations and whole numbers are used up in order, as a model would take them over.
+    """
+
+    def __init__(self, root: Schema, seed: bytes, said: str) -> None:
         self.root = root
         self.seed = seed
         self.nodes = 0
+        self.said = said[:MAX_SAID]
+        self.quoted = quotations(self.said)
+        self.numbers = [int(found) for found in _NUMBER.findall(self.said)]
 
     def pick(self, count: int) -> int:
         return self.seed[self.nodes % len(self.seed)] % count if count else 0
 
 
-def instance(schema: object, seed: bytes) -> Any:
+def instance(schema: object, seed: bytes, said: str = "") -> Any:
     """A JSON value that the schema accepts, as far as it asks for types, enums, bounds and required members."""
     root: Schema = schema if isinstance(schema, Mapping) else {}
-    return _value(root, _Growth(root, seed or b"\0"), "", 0)
+    return _value(root, _Growth(root, seed or b"\0", said), "", 0)
 
 
 def _value(schema: object, growth: _Growth, name: str, depth: int) -> Any:
@@ -72,7 +89,8 @@ def _value(schema: object, growth: _Growth, name: str, depth: int) -> Any:
             return schema[fixed]
     for several in ("enum", "examples"):
         if isinstance(schema.get(several), list) and schema[several]:
-            return schema[several][growth.pick(len(schema[several]))]
+            named = [one for one in schema[several] if isinstance(one, str) and one and one in growth.said]
+            return named[0] if named else schema[several][growth.pick(len(schema[several]))]
     match _type(schema):
         case "object":
             return _object(schema, growth, depth)
@@ -167,7 +185,7 @@ def _number(schema: Schema, growth: _Growth, *, whole: bool) -> int | float:
     above, below = _real(schema.get("exclusiveMinimum")), _real(schema.get("exclusiveMaximum"))
     low = low if above is None else above + margin
     high = high if below is None else below - margin
-    value: float = 1 + growth.pick(20)
+    value: float = growth.numbers.pop(0) if growth.numbers else 1 + growth.pick(20)
     value = value if high is None else min(value, high)
     value = value if low is None else max(value, low)
     step = _real(schema.get("multipleOf"))
@@ -180,6 +198,8 @@ def _text(schema: Schema, growth: _Growth, name: str) -> str:
     known = _FORMATS.get(str(schema.get("format")))
     if known is not None:
         return known
+    if growth.quoted and len(growth.quoted[0]) >= _bound(schema.get("minLength"), 0):
+        return growth.quoted.pop(0)[: max(_bound(schema.get("maxLength"), MAX_TEXT), 1)]
     words = next((words for key, words in _WORDS.items() if key in name.lower()), _ANY_WORD)
     text = words[growth.pick(len(words))]
     least = min(_bound(schema.get("minLength"), 0), MAX_TEXT)

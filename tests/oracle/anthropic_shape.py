@@ -22,6 +22,14 @@ TYPES = {
     529: "overloaded_error",
 }
 
+LIMITS = {
+    "anthropic-ratelimit-requests-limit": "4000",
+    "anthropic-ratelimit-requests-remaining": "3999",
+    "anthropic-ratelimit-requests-reset": "2026-01-01T00:00:00Z",
+    "anthropic-ratelimit-tokens-remaining": "479000",
+}
+"""What every answer says of the account's limits."""
+
 FIELDS = frozenset(
     (
         *("model", "messages", "max_tokens", "system", "stream", "metadata", "service_tier", "container"),

@@ -13,6 +13,13 @@ from tests.oracle.script import Wanted
 CREATED = 1_790_000_000
 TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error", 429: "requests"}
 CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+LIMITS = {
+    "x-ratelimit-limit-requests": "4000",
+    "x-ratelimit-remaining-requests": "3999",
+    "x-ratelimit-reset-requests": "0s",
+    "x-ratelimit-remaining-tokens": "479000",
+}
+"""What every answer says of the account's limits."""
 END = b"data: [DONE]\n\n"
 
 

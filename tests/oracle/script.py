@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from tests.oracle import mind
+
 _MARKER = re.compile(r"@@(\{.*?\})@@", re.DOTALL)
 _NONCE = re.compile(r"nonce=([A-Za-z0-9_.-]{1,64})")
 
@@ -43,6 +45,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: int = 0
     """How many of the request's tools are called, in their order."""
     arguments: dict[str, Any] | None = None
+    clever: bool = False
+    """What to call and what to say follows from the request; see `mind`."""
     cache_read: int = 0
     cache_write_5m: int = 0
     cache_write_1h: int = 0
@@ -127,6 +131,9 @@ def read(api: Literal["openai", "anthropic"], body: dict[str, Any], scripts: dic
         raise BadScript(f"the marker {found and found[1]} is no script: {error}") from error
     tools = [tool.get("function", tool) for tool in body.get("tools") or []]
     options = body.get("stream_options") or {}
+    names = [str(tool.get("name")) for tool in tools]
+    if script.clever:
+        script, names = _clever(script, names, mind.think(mind.ASKED[api](body), last))
     return Wanted(
         api=api,
         model=model,
@@ -136,10 +143,21 @@ def read(api: Literal["openai", "anthropic"], body: dict[str, Any], scripts: dic
         images=sum(
             str(part.get("type")).startswith("image") for one in messages for part in _parts(one.get("content"))
         ),
-        tools=tuple(str(tool.get("name")) for tool in tools),
+        tools=tuple(names),
         nonce=nonce[1] if nonce else "",
         script=script,
     )
+
+
+def _clever(
+    script: Script, names: list[str], thought: mind.Thought | dict[str, Any] | None
+) -> tuple[Script, list[str]]:
+    if isinstance(thought, mind.Thought):
+        names = [thought.tool, *(name for name in names if name != thought.tool)]
+        return msgspec.structs.replace(script, tools=1, arguments=thought.arguments), names
+    if thought is None:
+        return script, names
+    return msgspec.structs.replace(script, text=msgspec.json.encode(thought).decode()), names
 
 
 def _parts(content: object) -> Iterator[dict[str, Any]]:

@@ -203,6 +203,7 @@ class Answer:
         self.failed = False
         """The provider itself broke the answer off: it charges for what it gave."""
         self.booked = False
+        self.limits: Mapping[str, str] = getattr(shape, "LIMITS", {})
         dice = f"{connection.oracle.seed}:{wanted.nonce}:{ordinal}"
         self.dice = random.Random(dice)
         self.item = Item(
@@ -287,7 +288,7 @@ class Answer:
         self.complete = not cut and not self.script.garbage
         self.failed = not self.complete
         self.book()
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.limits}
         self.connection._head(200, headers)
         await self.connection.write(body[: len(body) // 2] if cut else body)
         if cut:
@@ -296,7 +297,8 @@ class Answer:
     async def _stream(self) -> None:
         script, connection = self.script, self.connection
         self.item = msgspec.structs.replace(self.item, status=200)
-        connection._head(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"})
+        stream = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
+        connection._head(200, {**stream, **self.limits})
         for _ in range(script.comments):
             await self._send(b": still there\n\n")
         for number, (weight, event) in enumerate(self.shape.events(self.wanted, self.full()), start=1):
