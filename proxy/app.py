@@ -58,6 +58,7 @@ from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
 from proxy.upstream.relay import Relay
+from proxy.upstream.remote_files import RemoteFiles
 from proxy.upstream.reserve import Reserve
 
 log = logging.getLogger("strata.app")
@@ -118,6 +119,7 @@ class Gateway:
         self.resting = Resting(config.rest, self._deployment_changed)
         self.router = Router(config, self.resting, random.random)
         self.sim = SimServer()
+        self.files = RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
         self.door = Door(
             max_body_bytes=config.server.max_body_bytes,
@@ -152,6 +154,7 @@ class Gateway:
             ),
             self.metrics,
             dice=random.random,
+            files=self.files,
         )
         chat = Chat(
             self.gate,
@@ -186,6 +189,7 @@ class Gateway:
         await self.bindings.close()
         for account in self.accounts.values():
             await account.close()
+        await self.files.close()
         await self.sim.close()
         for task in self._tasks:
             task.cancel()

@@ -157,6 +157,8 @@ class Exchange(msgspec.Struct):
     notices: list[Notice] = msgspec.field(default_factory=list)
     error: GatewayError | None = None
     status: int = 0
+    files: dict[str, str] = msgspec.field(default_factory=dict)
+    """What was fetched for links of this request: link -> `data:` URL."""
     hints: dict[str, str] = msgspec.field(default_factory=dict)
     """The client's own `x-strata-…` headers, lower case."""
     strict: bool | None = None

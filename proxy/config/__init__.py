@@ -304,6 +304,21 @@ class History(Struct, frozen=True, kw_only=True):
     retention_seconds: float = 2_592_000.0
 
 
+class RemoteFiles(Struct, frozen=True, kw_only=True):
+    """Links in requests, followed for providers that take files as bytes only."""
+
+    enabled: bool = False
+    http: bool = False
+    """Links without TLS too."""
+    hosts: tuple[str, ...] = ()
+    """Only these, and `*.` what is below them; none: the whole public internet."""
+    max_files: int = 8
+    max_bytes: int = 10_000_000
+    """Of all files of one request together."""
+    timeout_seconds: float = 10.0
+    """For all of them together."""
+
+
 class Config(Struct, frozen=True, kw_only=True):
     server: Server = Server()
     database: Database = Database()
@@ -320,6 +335,7 @@ class Config(Struct, frozen=True, kw_only=True):
     logging: Logging = Logging()
     ledger: Ledger = Ledger()
     history: History = History()
+    remote_files: RemoteFiles = RemoteFiles()
     warnings: tuple[str, ...] = ()
     """What is worth saying and stops nothing: a provider without its variable, a model without a price."""
     off: dict[str, str] = {}

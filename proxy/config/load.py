@@ -25,6 +25,7 @@ from proxy.config import (
     Logging,
     Metrics,
     Prices,
+    RemoteFiles,
     Rest,
     Server,
     Timeouts,
@@ -36,7 +37,7 @@ from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
 from proxy.config.prices import read_prices
 from proxy.config.problems import ConfigError, Mark, Problem, Report, Wrong, suggestion
 from proxy.config.providers import Providers
-from proxy.config.quantities import boolean, choice, duration, integer, secret, size, text
+from proxy.config.quantities import boolean, choice, duration, integer, secret, size, text, texts
 from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
 from proxy.config.references import Resolver
 from proxy.config.yaml import MAX_BYTES, Entry, MappingNode, Node, ScalarNode, is_null, parse
@@ -103,9 +104,17 @@ _HISTORY: Keys = {
     "enabled": Key("enabled", boolean),
     "retention": Key("retention_seconds", duration(3_600)),
 }
+_REMOTE_FILES: Keys = {
+    "enabled": Key("enabled", boolean),
+    "http": Key("http", boolean),
+    "hosts": Key("hosts", texts),
+    "max_files": Key("max_files", integer(1, 100)),
+    "max_size": Key("max_bytes", size(1_000, 10**9)),
+    "timeout": Key("timeout_seconds", _TIME),
+}
 _SECTIONS = [
     "server", "database", "auth", "providers", "models", "defaults", "keys", "budgets", "prices", "alerts", "telemetry",
-    "logging", "ledger", "history",
+    "logging", "ledger", "history", "remote_files",
 ]  # fmt: skip
 _LITELLM = {
     "model_list": "models go under models, as name: provider/model",
@@ -215,7 +224,7 @@ def _build(
     auth = fields("auth", _AUTH)
     _check_master_key(auth, child(sections.get("auth"), "master_key"), report, new_secret)
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
-    history = fields("history", _HISTORY)
+    history, remote_files = fields("history", _HISTORY), fields("remote_files", _REMOTE_FILES)
     keys = read_keys(sections.get("keys"), models, report)
     budgets = read_budgets(_present(sections.get("budgets")), providers.known(), report)
     prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
@@ -237,6 +246,7 @@ def _build(
         logging=Logging(**logging),
         ledger=Ledger(**ledger),
         history=History(**history),
+        remote_files=RemoteFiles(**remote_files),
         off={name: off.reason for name, off in providers.off.items()},
     )
 

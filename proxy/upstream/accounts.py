@@ -34,6 +34,8 @@ class Account:
     ) -> None:
         self.provider = provider
         self.translator = load(provider.api)
+        self.takes_urls: bool = getattr(self.translator, "takes_urls", True)
+        """Whether its API follows links to files; else they are fetched here."""
         self.forwards: tuple[str, ...] = tuple(provider.quirks.get("forward", ()))  # type: ignore[arg-type]
         """Headers of the client that this provider may see."""
         self.passes_through = self.translator.same_dialect and not provider.quirks.get("normalise")

@@ -31,6 +31,7 @@ from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remem
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
+from proxy.upstream.remote_files import RemoteFiles
 from proxy.upstream.reserve import Reserve, limit_notice, output_bound
 from proxy.upstream.thoughts import Thoughts
 
@@ -71,6 +72,7 @@ class Relay:
         *,
         clock: Callable[[], float] = time.monotonic,
         dice: Callable[[], float],
+        files: RemoteFiles | None = None,
     ) -> None:
         self._accounts = accounts
         self._meter = meter
@@ -80,6 +82,7 @@ class Relay:
         self._events = events
         self._clock = clock
         self._dice = dice
+        self._files = files
         self._retries = RetryBudget()
         self._thoughts = Thoughts()
         self._roads: dict[int, _Road] = {}
@@ -149,6 +152,8 @@ class Relay:
         if self._thoughts and not road.account.passes_through:
             asked, told = self._thoughts.restore(_owner(exchange), step.deployment, asked)
             take_notices(exchange, step.model, told)
+        if self._files is not None and not road.account.takes_urls:
+            asked = await self._files.inline(asked, step.deployment.provider.api, exchange.files)
         request = road.account.translator.encode_request(asked, road.target)
         if request.notices:
             take_notices(exchange, step.model, request.notices)
