@@ -20,7 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import config
+from proxy.config import Provider, Secret
 from proxy.errors import CallerError
+from proxy.providers import load
+from proxy.upstream.accounts import Account
 from proxy.upstream.addresses import is_public
 from proxy.upstream.answers import WholeAnswer
 from proxy.upstream.remote_files import RemoteFiles
@@ -147,6 +150,10 @@ async def web() -> AsyncIterator[Web]:
     await made.stop()
 
 
+def never(url: str) -> bool:
+    return False
+
+
 def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
 
@@ -157,7 +164,7 @@ def chat(*parts: dict[str, Any]) -> dict[str, Any]:
 
 async def inlined(files: RemoteFiles, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     try:
-        request = await files.inline(chat(*parts), "bytes", {})
+        request = await files.inline(chat(*parts), "bytes", {}, never)
     finally:
         await files.close()
     found: list[dict[str, Any]] = request["messages"][1]["content"]
@@ -189,8 +196,8 @@ async def test_links_become_their_bytes_and_the_request_stays_as_it_was(web: Web
     )
     before = copy.deepcopy(given)
     files, known = web.files(), {}  # type: ignore[var-annotated]
-    request = await files.inline(given, "bytes", known)
-    again = await files.inline(given, "bytes", known)
+    request = await files.inline(given, "bytes", known, never)
+    again = await files.inline(given, "bytes", known, never)
     await files.close()
     assert given == before
     assert request["messages"][0] is given["messages"][0]
@@ -207,7 +214,7 @@ async def test_links_become_their_bytes_and_the_request_stays_as_it_was(web: Web
 async def test_a_request_without_links_needs_nothing(web: Web) -> None:
     given = chat({"type": "text", "text": "https://example.com/"})
     files = web.files(enabled=False)
-    assert await files.inline(given, "bytes", {}) is given
+    assert await files.inline(given, "bytes", {}, never) is given
     await files.close()
 
 
@@ -259,11 +266,14 @@ async def test_a_name_that_changes_its_mind_gains_nothing(web: Web) -> None:
     """Rebinding: what is connected to is what was checked, and each new answer is checked anew."""
     web.names["pictures.test"] = [["127.0.0.1"], [INSIDE]]
     files = web.files()
-    await files.inline(chat(image(web.url())), "bytes", {})
-    await files.inline(chat(image(web.url())), "bytes", {})
+    await files.inline(chat(image(web.url())), "bytes", {}, never)
+    await files.inline(chat(image(web.url())), "bytes", {}, never)
     assert web.looked_up == ["pictures.test"]
     web.now += 60  # the answer has grown old
-    await files.inline(chat(image(web.url())), "bytes", {})  # the new one is refused; the checked one still serves
+    # the new one is refused; the checked one still serves
+    await files.inline(chat(image(web.url())), "bytes", {}, never)
+        chat(image(web.url())), "bytes", {}, never
+    )  # the new one is refused; the checked one still serves
     await files.close()
     assert web.looked_up == ["pictures.test"] * 2
     assert {address for address, *_ in web.asked} == {"127.0.0.1"}
@@ -443,7 +453,7 @@ async def house(tmp_path: Path, web: Web) -> AsyncIterator[House]:
     made = House(tmp_path)
     await made.start()
     made.replies = {"one": [reply(200, ANSWER)]}
-    made.accounts["one"].takes_urls = False
+    made.accounts["one"].takes_url = lambda url, model: False
     made.relay._files = web.files()
     yield made
     await made.relay._files.close()
@@ -468,7 +478,34 @@ async def test_what_is_set_aside_covers_the_bytes_of_the_file(house: House, web:
     assert house.holds == [answer.attempt.input_tokens_bound + answer.attempt.output_tokens_bound]
 
 
-async def test_an_api_that_follows_links_itself_gets_them(house: House, web: Web) -> None:
-    house.accounts["one"].takes_urls = True
+@pytest.mark.parametrize("takes_url", [None, lambda url, model: model == "m"])
+async def test_an_api_that_follows_links_itself_gets_them(
+    house: House, web: Web, takes_url: Callable[[str, str], bool] | None
+) -> None:
+    house.accounts["one"].takes_url = takes_url
     await house.ask(house.plan("one"), house.exchange(), messages=chat(image(web.url()))["messages"])
     assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("api", "model", "url", "follows"),
+    [
+        ("bedrock", "anthropic.claude-sonnet-4-5-20250929-v1:0", "https://example.com/a.png", False),
+        ("gemini", "gemini-2.5-pro", "https://example.com/a.png", True),
+        ("gemini", "gemini-1.5-pro", "https://example.com/a.png", False),
+        ("gemini", "gemini-1.5-pro", "https://generativelanguage.googleapis.com/v1beta/files/x", True),
+        ("gemini", "gemini-1.5-pro", "https://youtu.be/dQw4w9WgXcQ", True),
+        ("vertex", "gemini-2.5-pro", "https://example.com/a.png", True),
+        ("vertex", "claude-sonnet-4-5", "https://example.com/a.png", False),
+    ],
+)
+def test_which_links_an_api_follows_itself(api: str, model: str, url: str, follows: bool) -> None:
+    provider = Provider(name="p", api=api, api_base="http://127.0.0.1:9", secrets={"access_token": Secret("t")})
+    takes_url = Account(provider).takes_url
+    assert takes_url is not None
+    assert takes_url(url, model) is follows
+
+
+def test_apis_that_follow_every_link_say_nothing_of_it() -> None:
+    for api in ("openai", "anthropic", "azure", "mistral", "cohere"):
+        assert getattr(load(api), "takes_url", None) is None

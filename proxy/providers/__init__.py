@@ -92,8 +92,8 @@ class Translator(Protocol):
     `proxy.upstream.credentials` that signs or fetches tokens.
     """
 
-    # `takes_urls = False` where the API takes files as bytes only: links are then fetched first, and `encode_request`
-    # sees `data:` URLs. Without it, links are passed on.
+    # Where an API does not follow every link to a file, it has `takes_url(url, model) -> bool`: the other links are
+    # fetched first, and `encode_request` sees `data:` URLs. Without it, links are passed on.
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """Must not change `chat`: it is encoded again for each deployment tried. Raises CallerError with a `param`."""

@@ -28,6 +28,7 @@ from proxy.providers import (
 )
 from proxy.providers import StreamDecoder as Decoder
 from proxy.providers.faults import upstream_error
+from proxy.providers.gemini.content import takes_url
 from proxy.providers.gemini.models import read_model
 from proxy.providers.gemini.requests import encode_chat
 
@@ -43,6 +44,10 @@ class Translator:
     framing: Literal["sse", "aws"] = "sse"
     same_dialect = False
     auth = "google"
+
+    def takes_url(self, url: str, model: str) -> bool:
+        known = read_model(model, cloud=True)
+        return not known.name.startswith("claude") and takes_url(url, known)
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         place = _place(target.options)

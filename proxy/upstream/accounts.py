@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from proxy import __version__
@@ -34,8 +34,8 @@ class Account:
     ) -> None:
         self.provider = provider
         self.translator = load(provider.api)
-        self.takes_urls: bool = getattr(self.translator, "takes_urls", True)
-        """Whether its API follows links to files; else they are fetched here."""
+        self.takes_url: Callable[[str, str], bool] | None = getattr(self.translator, "takes_url", None)
+        """Whether its API follows a link to a file, for a model; None: it follows all. What it does not, we fetch."""
         self.forwards: tuple[str, ...] = tuple(provider.quirks.get("forward", ()))  # type: ignore[arg-type]
         """Headers of the client that this provider may see."""
         self.passes_through = self.translator.same_dialect and not provider.quirks.get("normalise")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -152,8 +153,10 @@ class Relay:
         if self._thoughts and not road.account.passes_through:
             asked, told = self._thoughts.restore(_owner(exchange), step.deployment, asked)
             take_notices(exchange, step.model, told)
-        if self._files is not None and not road.account.takes_urls:
-            asked = await self._files.inline(asked, step.deployment.provider.api, exchange.files)
+        takes_url = road.account.takes_url
+        if self._files is not None and takes_url is not None:
+            follows = partial(_follows, takes_url, road.target.model)
+            asked = await self._files.inline(asked, step.deployment.provider.api, exchange.files, follows)
         request = road.account.translator.encode_request(asked, road.target)
         if request.notices:
             take_notices(exchange, step.model, request.notices)
@@ -313,6 +316,10 @@ class Relay:
                 at_once=error.error_type in NEVER_AGAIN_HERE,
                 seconds=error.retry_after_seconds,
             )
+
+
+def _follows(takes_url: Callable[[str, str], bool], model: str, url: str) -> bool:
+    return takes_url(url, model)
 
 
 def _owner(exchange: Exchange) -> str:

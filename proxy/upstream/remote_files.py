@@ -93,12 +93,14 @@ class RemoteFiles:
             resolver=Resolver(clock, self._resolve),
         )
 
-    async def inline(self, chat: ChatRequest, api: str, known: MutableMapping[str, str]) -> ChatRequest:
+    async def inline(
+        self, chat: ChatRequest, api: str, known: MutableMapping[str, str], follows: Callable[[str], bool]
+    ) -> ChatRequest:
         """
-        The request with a `data:` URL for every link; `known` holds those of earlier attempts, and gets the new ones.
-        Raises CallerError with the link's `param`.
+        The request with a `data:` URL for every link but those that the API `follows` itself; `known` holds those of
+        earlier attempts, and gets the new ones. Raises CallerError with the link's `param`.
         """
-        links = list(links_of(chat))
+        links = [link for link in links_of(chat) if not follows(link.url)]
         if not links:
             return chat
         if not self._settings.enabled:

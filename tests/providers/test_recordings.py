@@ -139,8 +139,8 @@ def check_google(completion: Json, events: list[Json], id: str) -> None:
         if not part["functionCall"].get("willContinue"):
             assert msgspec.json.decode(call["function"]["arguments"]) == part["functionCall"].get("args", {}), id
     usage: Json = {}
-    for event in events:
-        usage |= event.get("usageMetadata", {})
+    for one in events:
+        usage |= one.get("usageMetadata", {})
     prompt = usage.get("promptTokenCount", 0) + usage.get("toolUsePromptTokenCount", 0)
     answered = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
     told = completion["usage"]

@@ -22,6 +22,9 @@ class Translator:
     same_dialect = False
     auth = "aws"
 
+    def takes_url(self, url: str, model: str) -> bool:
+        return False
+
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target)
 

@@ -13,6 +13,7 @@ from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Completion, Target, UpstreamRequest
 from proxy.providers.faults import upstream_error
 from proxy.providers.gemini.answers import completion_of
+from proxy.providers.gemini.content import takes_url
 from proxy.providers.gemini.models import read_model
 from proxy.providers.gemini.requests import encode_chat
 from proxy.providers.gemini.streams import StreamDecoder
@@ -22,6 +23,9 @@ class Translator:
     framing: Literal["sse", "aws"] = "sse"
     same_dialect = False
     auth = "x-goog-api-key"
+
+    def takes_url(self, url: str, model: str) -> bool:
+        return takes_url(url, read_model(model))
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target, read_model(target.model))

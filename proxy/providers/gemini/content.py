@@ -118,6 +118,11 @@ def _media(url: str, param: str, model: Model) -> Json:
     _refuse(param, "media is a data: URL in base64, an https: address or a gs:// one")
 
 
+def takes_url(url: str, model: Model) -> bool:
+    """Whether Google follows this link itself."""
+    return model.fetches_links or url.startswith(FILES) or _YOUTUBE.match(url) is not None
+
+
 def _by_address(url: str, param: str, model: Model) -> Json:
     """Google fetches it; the type is read from its ending. Only the Gemini API finds it out by itself."""
     path = url.partition("?")[0].partition("#")[0]
