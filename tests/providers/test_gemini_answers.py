@@ -155,6 +155,17 @@ def test_a_stream_that_said_no_finish_is_cut(api: str) -> None:
             streamed(events, api)
 
 
+def test_only_what_goes_back_keeps_its_signature() -> None:
+    """A step of one of Google's own tools does not, and its signature on anything else would be a wrong one."""
+    steps: list[Json] = [
+        {"toolCall": {"id": "t"}, "thoughtSignature": "b25l"},
+        {"text": "So.", "thoughtSignature": "dHdv"},
+    ]
+    (choice,) = load("gemini").decode_response(msgspec.json.encode(response(steps, "STOP")))["choices"]
+    assert [detail["data"] for detail in choice["message"]["reasoning_details"]] == ["dHdv"]
+    assert choice["message"]["content"] == "So."
+
+
 def test_a_reason_that_says_nothing_is_no_finish() -> None:
     with pytest.raises(StreamTruncated):
         streamed([response([{"text": "Half"}], "FINISH_REASON_UNSPECIFIED")])

@@ -147,7 +147,8 @@ class StreamDecoder:
             chunks = self._text(state, f"\n```{(code.get('language') or '').lower()}\n{code.get('code') or ''}\n```\n")
         elif "codeExecutionResult" in part:
             chunks = self._text(state, f"\n```\n{part['codeExecutionResult'].get('output') or ''}\n```\n")
-        if signature:
+        if signature and part.keys() <= {"text", "thoughtSignature"}:
+            # others sign steps of Google's own tools, which do not go back
             chunks += self._detail(state, {"type": "reasoning.encrypted", "data": signature})
         return chunks
 
