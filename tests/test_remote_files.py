@@ -272,8 +272,6 @@ async def test_a_name_that_changes_its_mind_gains_nothing(web: Web) -> None:
     web.now += 60  # the answer has grown old
     # the new one is refused; the checked one still serves
     await files.inline(chat(image(web.url())), "bytes", {}, never)
-        chat(image(web.url())), "bytes", {}, never
-    )  # the new one is refused; the checked one still serves
     await files.close()
     assert web.looked_up == ["pictures.test"] * 2
     assert {address for address, *_ in web.asked} == {"127.0.0.1"}
