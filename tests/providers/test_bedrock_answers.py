@@ -29,6 +29,7 @@ blocks = st.one_of(
     ),
     texts.map(lambda text: {"reasoningContent": {"reasoningText": {"text": text}}}),
     st.just({"reasoningContent": {"redactedContent": "aGlkZGVu"}}),
+    st.just({"image": {"format": "png", "source": {"bytes": "aW1hZ2U="}}}),
     st.tuples(st.integers(0, 99), inputs, st.sampled_from(["look", "strata_answer"])).map(
         lambda t: {"toolUse": {"toolUseId": f"tooluse_{t[0]}", "name": t[2], "input": t[1], "type": "tool_use"}}
     ),
@@ -66,6 +67,8 @@ def deltas(block: Json) -> list[Json]:
             return [{"reasoningContent": part} for part in [*({"text": t} for t in pieces(said["text"])), *signed]]
         case {"reasoningContent": dict(said)}:
             return [{"reasoningContent": said}]
+        case {"image": {"source": {"bytes": str(data)}}}:
+            return [{"image": {"source": {"bytes": piece}}} for piece in (data[:4], data[4:])]
         case {"toolUse": dict(call)}:
             text = msgspec.json.encode(call["input"]).decode() if call["input"] else ""
             return [{"toolUse": {"input": piece}} for piece in ["", *pieces(text)]]
@@ -82,6 +85,8 @@ def events(answer: Json) -> list[Event]:
         if "toolUse" in block:
             start = {name: value for name, value in block["toolUse"].items() if name != "input"}
             found.append(("contentBlockStart", {**at, "start": {"toolUse": start}}))
+        if "image" in block:
+            found.append(("contentBlockStart", {**at, "start": {"image": {"format": block["image"]["format"]}}}))
         found += [("contentBlockDelta", {**at, "delta": delta}) for delta in deltas(block)]
         found.append(("contentBlockStop", at))
     found.append(("messageStop", {"stopReason": answer["stopReason"]}))

@@ -121,6 +121,7 @@ def _message(blocks: list[Json]) -> Json:
     details: list[Json] = []
     calls: list[Json] = []
     cited: dict[str, list[Json]] = {}
+    images: list[Json] = []
     for number, block in enumerate(blocks):
         if block.get("text"):
             text += block["text"]
@@ -134,6 +135,9 @@ def _message(blocks: list[Json]) -> Json:
             thoughts += said.get("text") or ""
             details += thought(number, said.get("text"), said.get("signature"))
             details += redacted_thought(number, block["reasoningContent"].get("redactedContent"))
+        elif "image" in block:
+            source = block["image"].get("source") or {}
+            images += [image_of(block["image"]["format"], source["bytes"])] if source.get("bytes") else []
         elif "toolUse" in block and block["toolUse"].get("type") != SERVER_TOOL:
             call = block["toolUse"]
             arguments = msgspec.json.encode(call.get("input") or {}).decode()
@@ -143,8 +147,19 @@ def _message(blocks: list[Json]) -> Json:
                 function = {"name": call["name"], "arguments": arguments}
                 calls.append({"id": call["toolUseId"], "type": "function", "function": function})
     message: Json = {"role": "assistant", "content": text or None, "refusal": None}
-    extras = {"reasoning_content": thoughts, "reasoning_details": details, "tool_calls": calls, **cited}
+    extras = {
+        "reasoning_content": thoughts,
+        "reasoning_details": details,
+        "tool_calls": calls,
+        "images": images,
+        **cited,
+    }
     return message | {name: value for name, value in extras.items() if value}
+
+
+def image_of(form: str, data: str) -> Json:
+    """An image that a model made, as OpenRouter's `images` have it."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/{form};base64,{data}"}}
 
 
 def thought(number: int, text: str | None, signature: str | None) -> list[Json]:

@@ -18,6 +18,7 @@ from proxy.providers.bedrock.answers import (
     SERVER_TOOL,
     annotations_of,
     finish_of,
+    image_of,
     redacted_thought,
     thought,
     usage_of,
@@ -29,13 +30,17 @@ from proxy.providers.faults import bad_response
 
 @dataclass(slots=True)
 class _Block:
-    """A content block that is open. `start` is where its text begins in the whole content."""
+    """
+    A content block that is open. `start` is where its text begins in the whole content; `blobs` are the pieces, each in
+    base64 of its own, of a redacted thought or an image.
+    """
 
     kind: str
     start: int
+    form: str = ""
     silent: bool = True
     citations: list[Any] = field(default_factory=list)
-    redacted: list[str] = field(default_factory=list)
+    blobs: list[str] = field(default_factory=list)
 
 
 class StreamDecoder:
@@ -95,7 +100,9 @@ class StreamDecoder:
 
     def _open(self, index: int, start: Json) -> list[Chunk]:
         call = start.get("toolUse")
-        if call is None:
+        if "image" in start:
+            self._blocks[index] = _Block("image", self._characters, form=start["image"]["format"])
+        elif call is None:
             self._blocks[index] = _Block("other" if start else "text", self._characters)
         elif call.get("type") == SERVER_TOOL:
             self._blocks[index] = _Block("other", self._characters)
@@ -116,8 +123,10 @@ class StreamDecoder:
             case {"toolUse": {"input": str(piece)}}:
                 return self._input(index, block, piece)
             case {"reasoningContent": dict(said)}:
-                block.redacted += [said["redactedContent"]] if said.get("redactedContent") else []
+                block.blobs += [said["redactedContent"]] if said.get("redactedContent") else []
                 return self._thought(index, said.get("text"), said.get("signature"))
+            case {"image": {"source": {"bytes": str(piece)}}}:
+                block.blobs.append(piece)
             case {"citation": citation}:
                 block.citations.append(citation)
         return []
@@ -130,8 +139,10 @@ class StreamDecoder:
             return self._out.complete(index)
         if block.kind == "answer" and block.silent:
             return self._text("{}")
-        if block.redacted:
-            return self._out.delta({"reasoning_details": redacted_thought(index, _joined(block.redacted))})
+        if block.kind == "image":
+            return self._out.delta({"images": [image_of(block.form, _joined(block.blobs))]}) if block.blobs else []
+        if block.blobs:
+            return self._out.delta({"reasoning_details": redacted_thought(index, _joined(block.blobs))})
         fields = annotations_of(block.citations, block.start, self._characters)
         return self._out.delta(fields) if fields else []
 
