@@ -37,12 +37,15 @@ class Upstream(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked: dict[str, list[tuple[str, dict[str, str]]]]
+    bodies: list[Any]
 
     def do_POST(self) -> None:
         body = msgspec.json.decode(self.rfile.read(int(self.headers["content-length"])))
         _, name, *rest = self.path.split("/")
         self.asked.setdefault(name, []).append(("/" + "/".join(rest), {k.lower(): v for k, v in self.headers.items()}))
-        answer = self._answer(name, bool(body.get("stream")))
+        self.bodies.append(body)
+        tools = "tools" in body and body["messages"][-1]["role"] == "user"
+        answer = call_of(bool(body.get("stream"))) if tools else self._answer(name, bool(body.get("stream")))
         self.send_response(200)
         self.send_header("content-type", "text/event-stream" if body.get("stream") else "application/json")
         self.send_header("content-length", str(len(answer)))
@@ -59,9 +62,24 @@ class Upstream(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
+def call_of(stream: bool) -> bytes:
+    """A call after some thought, in DeepSeek's shape."""
+    call = {"index": 0, "id": f"call_{stream}", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    usage = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
+    if not stream:
+        message = {"role": "assistant", "content": "", "reasoning_content": "I will look.", "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return msgspec.json.encode({"object": "chat.completion", "choices": [choice], "usage": usage})
+    deltas = [{"reasoning_content": "I will"}, {"reasoning_content": " look."}, {"tool_calls": [call]}, {}]
+    chunks: list[Any] = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks[-1]["choices"][0]["finish_reason"] = "tool_calls"
+    chunks[-1]["usage"] = usage
+    return b"".join(b"data: %s\n\n" % msgspec.json.encode(chunk) for chunk in chunks) + b"data: [DONE]\n\n"
+
+
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[ThreadingHTTPServer]:
-    Upstream.asked = {}
+    Upstream.asked, Upstream.bodies = {}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -135,3 +153,24 @@ async def test_the_key_goes_where_the_provider_wants_it(client: AsyncOpenAI, nam
 
 def test_the_folder_of_a_provider_is_where_its_cases_are() -> None:
     assert all((Path(ROOT) / PRESETS[name].api / "text").is_dir() for name in EXPECTED)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("name", "field"), [("deepseek", "reasoning_content"), ("groq", "reasoning"), ("vllm", "")])
+async def test_thoughts_that_a_client_drops_go_back_where_they_are_wanted(
+    client: AsyncOpenAI, name: str, field: str, stream: bool
+) -> None:
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    user: Any = {"role": "user", "content": "Look."}
+    answer: Any = await client.chat.completions.create(model=name, messages=[user], tools=[tool], stream=stream)
+    if stream:
+        chunks = [chunk async for chunk in answer]
+        (call,) = [one for chunk in chunks for choice in chunk.choices for one in choice.delta.tool_calls or ()]
+    else:
+        (call,) = answer.choices[0].message.tool_calls
+    function = {"name": call.function.name, "arguments": call.function.arguments or "{}"}
+    said: Any = {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": function}]}
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "nothing"}
+    await client.chat.completions.create(model=name, messages=[user, said, result], tools=[tool])
+    expected = {**said, **({field: "I will look."} if field else {})}
+    assert Upstream.bodies[-1]["messages"][1] == expected

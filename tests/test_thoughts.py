@@ -57,6 +57,19 @@ def test_another_api_does_not_see_them_and_the_caller_is_told() -> None:
     assert (notice.param, notice.lost) == ("messages[].reasoning_details", False)
 
 
+def test_unsigned_thoughts_come_back_to_those_who_want_them() -> None:
+    plain = [{"type": "reasoning.text", "text": "so", "format": "unsigned"}]
+    wants = Provider(name="d", api_base="http://127.0.0.1:9", quirks={"thoughts": "reasoning_content"})
+    for quirky, expected in ((wants, plain), (Provider(name="o", api_base="http://127.0.0.1:9"), None)):
+        thoughts, deployment = Thoughts(), Deployment(provider=quirky, model="m")
+        thoughts.keep("k1", deployment, plain, [CALL])
+        restored, notices = thoughts.restore("k1", deployment, chat(CALL))
+        assert restored["messages"][1].get("reasoning_details") == expected
+        assert notices == []
+    thoughts.keep("k1", Deployment(provider=wants, model="m"), plain, [CALL])
+    assert thoughts.restore("k1", deployment, chat(CALL)) == (chat(CALL), []), "and to nobody else of that API"
+
+
 def test_they_are_kept_for_an_hour_and_within_their_bytes() -> None:
     now = [0.0]
     thoughts = Thoughts(clock=lambda: now[0], max_bytes=1_000)

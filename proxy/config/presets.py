@@ -107,14 +107,13 @@ PRESETS: dict[str, Preset] = {
     # console.groq.com/docs/openai names what it refuses; `reasoning` is its word both ways.
     "groq": Preset("https://api.groq.com/openai/v1", "GROQ_API_KEY", quirks={
         "roles": ROLES, "normalise": True, "only": {"n": [1]}, "values": {"reasoning_effort": EFFORTS},
-        "rename": {"messages[].reasoning_content": "messages[].reasoning"},
-        "drop": ["logprobs", "top_logprobs", "logit_bias", "messages[].name", "messages[].reasoning_details"],
+        "thoughts": "reasoning", "drop": ["logprobs", "top_logprobs", "logit_bias", "messages[].name"],
     }),
-    # api-docs.deepseek.com: /guides/thinking_mode, /guides/json_mode, /guides/tool_calls (strict only on its beta
-    # address), /api/create-chat-completion. Its cache is counted in usage.prompt_cache_hit_tokens, and a finish reason
-    # insufficient_system_resource is its own.
+    # api-docs.deepseek.com: /guides/thinking_mode (a tool loop goes on only with the thoughts before it),
+    # /guides/json_mode, /guides/tool_calls (strict only on its beta address), /api/create-chat-completion. Its cache is
+    # counted in usage.prompt_cache_hit_tokens, and a finish reason insufficient_system_resource is its own.
     "deepseek": Preset("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", bills_after_abort=False, quirks={
-        "roles": ROLES, "rename": OLD_LIMIT, "normalise": True, "only": {"n": [1]},
+        "roles": ROLES, "rename": OLD_LIMIT, "normalise": True, "only": {"n": [1]}, "thoughts": "reasoning_content",
         "values": {"reasoning_effort": {
             "none": {"thinking": {"type": "disabled"}}, "minimal": "low", "medium": "high", "xhigh": "max",
         }},
@@ -137,9 +136,8 @@ PRESETS: dict[str, Preset] = {
     # inference-docs.cerebras.ai/resources/openai names what it refuses. Some of its streams never say [DONE].
     "cerebras": Preset("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", quirks={
         "roles": ROLES, "normalise": True, "only": {"n": [1]}, "values": {"reasoning_effort": EFFORTS},
-        "rename": {"messages[].reasoning_content": "messages[].reasoning"},
-        "drop": ["frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "service_tier",
-                 "messages[].reasoning_details"],
+        "thoughts": "reasoning",
+        "drop": ["frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "service_tier"],
     }),
     # docs.perplexity.ai: usage is cumulative on every chunk, the role and the citations are repeated, the last chunk's
     # object is chat.completion.done. It has no tools, and would pass over them in silence.
@@ -151,7 +149,7 @@ PRESETS: dict[str, Preset] = {
     }),
     # docs.z.ai/api-reference/llm/chat-completion; finish reasons sensitive and network_error are its own.
     "zai": Preset("https://api.z.ai/api/paas/v4", "ZAI_API_KEY", quirks={
-        "roles": ROLES, "rename": OLD_LIMIT, "normalise": True, "only": {"n": [1]},
+        "roles": ROLES, "rename": OLD_LIMIT, "normalise": True, "only": {"n": [1]}, "thoughts": "reasoning_content",
         "values": {"reasoning_effort": {"none": {"thinking": {"type": "disabled"}}, "minimal": "low", "xhigh": "max"}},
         "response_format": ["json_object"],
         "drop": ["frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "seed",

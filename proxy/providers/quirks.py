@@ -8,6 +8,7 @@ is a refusal.
     only             {name: [value, …]}: any other value is refused
     values           {name: {value: its value there, or {field: value, …} in its place}}
     roles            {role: role there}
+    thoughts         the field of a message in which it wants its earlier thoughts back, as plain text
     response_format  [type, …]: those taken; for another the model is told what to write
     stream_options   false: not taken, and usage comes all the same
     normalise        true: its answers are translated, for they would mean something else to a client of OpenAI's
@@ -32,6 +33,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Values that say what is so anyhow: nothing is lost with them. Null never says anything."""
 
+_THOUGHTS = frozenset({"reasoning_content", "reasoning", "reasoning_details"})
+
+UNSIGNED = "unsigned"
+"""The format of thoughts, in `reasoning_details`, that are text alone: kept for those who want that back."""
+
 JSON_HINT = "Answer with one JSON object and nothing else: no prose around it, no code fence."
 SCHEMA_HINT = "Answer with one JSON value and nothing else, without a code fence. It must fit this JSON schema: "
 
@@ -48,6 +54,8 @@ def apply(body: Json, quirks: Mapping[str, Any]) -> tuple[Json, list[Notice]]:
         _rename(body, old, new)
     if roles := quirks.get("roles"):
         body["messages"] = [_in_role(message, roles) for message in body.get("messages") or ()]
+    if field := quirks.get("thoughts"):
+        body["messages"] = [_with_thoughts(message, field) for message in body.get("messages") or ()]
     for name, allowed in quirks.get("only", {}).items():
         if body.get(name) is not None and body[name] not in allowed:
             raise CallerError(f"This provider takes {name} only as {_shown(allowed)}.", param=name)
@@ -80,6 +88,17 @@ def _rename(body: Json, old: str, new: str) -> None:
 def _in_role(message: Json, roles: Mapping[str, str]) -> Json:
     role = roles.get(message.get("role") or "")
     return {**message, "role": role} if role else message
+
+
+def _with_thoughts(message: Json, field: str) -> Json:
+    """By whichever of three names a client, or our own memory, has kept them."""
+    if not _THOUGHTS & message.keys():
+        return message
+    details = message.get("reasoning_details")
+    texts = [one.get("text") or "" for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+    text = message.get("reasoning_content") or message.get("reasoning") or "".join(texts)
+    others = {name: value for name, value in message.items() if name not in _THOUGHTS}
+    return {**others, field: text} if text else others
 
 
 def _replace(body: Json, name: str, values: Mapping[str, Any], notices: list[Notice]) -> None:

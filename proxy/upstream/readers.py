@@ -20,6 +20,7 @@ from proxy.exchange import Attempt
 from proxy.metering.usage import read_service_tier
 from proxy.providers import Chunk, Event, Json, StreamDecoder
 from proxy.providers.faults import stream_error
+from proxy.providers.quirks import UNSIGNED
 from proxy.providers.usage import openai_usage
 
 
@@ -251,11 +252,18 @@ class TranslatedReader:
         shown = self._envelope.encode(chunk)
         for choice in chunk["choices"]:
             delta = choice["delta"]
-            if "reasoning_details" in delta:
-                self._details += delta["reasoning_details"]
+            self._details += thoughts_in(delta)
             # after it was encoded, which gives an id to a call without one
             self._calls += (call for call in delta.get("tool_calls") or () if call.get("id"))
         return shown
+
+
+def thoughts_in(message: Json) -> list[Json]:
+    """The `reasoning_details` of a message or delta; of plain thoughts one that says that they are unsigned."""
+    details: list[Json] | None = message.get("reasoning_details")
+    if details is None and message.get("reasoning_content"):
+        return [{"type": "reasoning.text", "text": message["reasoning_content"], "format": UNSIGNED}]
+    return details or []
 
 
 def keep_text(attempt: Attempt, text: Any) -> None:

@@ -31,7 +31,7 @@ from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remember_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
-from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text
+from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text, thoughts_in
 from proxy.upstream.remote_files import RemoteFiles
 from proxy.upstream.reserve import Reserve, limit_notice, output_bound
 from proxy.upstream.thoughts import Thoughts
@@ -280,8 +280,7 @@ class Relay:
             calls = message.get("tool_calls")
             if calls:
                 name_calls(calls, f"chatcmpl-{exchange.id.hex()}")
-                details = message.get("reasoning_details") or []
-                self._thoughts.keep(_owner(exchange), attempt.deployment, details, calls)
+                self._thoughts.keep(_owner(exchange), attempt.deployment, thoughts_in(message), calls)
 
     async def _refusal(self, account: Account, response: Response) -> UpstreamError:
         body = await response.read_all(self._clock() + MAX_ERROR_BODY_SECONDS)

@@ -1,10 +1,11 @@
 """
 Signed reasoning, kept for clients that drop it.
 
-Claude and Gemini want their own signed thoughts back beside the tool calls that followed from them; a stock OpenAI
-client sends back the calls alone, for it knows no `reasoning_details`. So they are kept here by owner and first tool
-call for a while, and put back where they are missing. In this process only: another replica's are gone, and then the
-provider's own rules hold (its translator leaves thinking out, with a notice, rather than have the request refused).
+Claude and Gemini want their own signed thoughts back beside the tool calls that followed from them, DeepSeek its
+unsigned ones; a stock OpenAI client sends back the calls alone, for it knows neither. So they are kept here by owner
+and first tool call for a while, and put back where they are missing. In this process only: another replica's are gone,
+and then the provider's own rules hold (its translator leaves thinking out, with a notice, rather than have the request
+refused).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from proxy.config import Deployment
 from proxy.providers import ChatRequest, Json, Notice
+from proxy.providers.quirks import UNSIGNED
 
 KEPT_SECONDS = 3_600.0
 MAX_BYTES = 64_000_000
@@ -50,6 +52,7 @@ class Thoughts:
 
     def keep(self, owner: str, deployment: Deployment, details: Sequence[Json], calls: Sequence[Json]) -> None:
         """The `reasoning_details` of an answer (whole, or the fragments of a stream) and its tool calls."""
+        details = _wanted(deployment, details)
         named = [call for call in calls if call.get("id")]
         extras = {call["id"]: _signed(call) for call in named if _signed(call)}
         if not named or not (details or extras):
@@ -76,7 +79,7 @@ class Thoughts:
                 told = f"The reasoning of an earlier answer came from another API ({kept.api}) and was left out."
                 notices = [Notice("messages[].reasoning_details", told, False)]
                 kept = None
-            changed.append(message if kept is None else _whole(message, kept))
+            changed.append(message if kept is None else _whole(message, kept, _wanted(deployment, kept.details)))
         return ({**chat, "messages": changed} if changed != messages else chat), notices
 
     def _of(self, owner: str, message: Json) -> _Kept | None:
@@ -92,10 +95,17 @@ class Thoughts:
             self._bytes -= kept.size
 
 
-def _whole(message: Json, kept: _Kept) -> Json:
+def _wanted(deployment: Deployment, details: Sequence[Json]) -> Sequence[Json]:
+    """Unsigned thoughts only where the provider says that it wants them back."""
+    if deployment.provider.quirks.get("thoughts"):
+        return details
+    return [detail for detail in details if detail.get("format") != UNSIGNED]
+
+
+def _whole(message: Json, kept: _Kept, details: Sequence[Json]) -> Json:
     calls = [{**kept.extras.get(call.get("id", ""), {}), **call} for call in message["tool_calls"]]
     whole = {**message, "tool_calls": calls}
-    return {**whole, "reasoning_details": list(kept.details)} if kept.details else whole
+    return {**whole, "reasoning_details": list(details)} if details else whole
 
 
 def _signed(call: Json) -> dict[str, Any]:

@@ -277,6 +277,10 @@ def test_thoughts_go_back_by_the_providers_own_word() -> None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "Hm."}]
     assert put("groq", {}, talk)[0]["messages"][1] == {"role": "assistant", "content": "b", "reasoning": "Hm."}
     assert put("deepseek", {}, talk)[0]["messages"] == talk
+    kept = [{"type": "reasoning.text", "text": "H", "format": "unsigned"}, {"text": "m.", "format": "unsigned"}]
+    body, notices = put("zai", {}, [talk[0], {"role": "assistant", "content": "b", "reasoning_details": kept}])
+    assert body["messages"][1] == {"role": "assistant", "content": "b", "reasoning_content": "Hm."}
+    assert notices == ()
 
 
 @pytest.mark.parametrize("name", ["groq", "cerebras", "perplexity", "ollama"])
