@@ -313,3 +313,53 @@ def test_the_documentation_names_every_variable_of_the_providers_that_it_lists()
         preset = PRESETS[name]
         filled = [preset.options[option] for option in re.findall(r"{(\w+)}", preset.api_base)]
         assert all(f"`{variable}`" in variables for variable in [preset.variable, *filled] if variable), name
+
+
+ERRORS: list[tuple[str, int, Any, str]] = [
+    ("groq", 400, {"error": {"message": "Failed to call a function.", "type": "invalid_request_error",
+                             "code": "tool_use_failed", "failed_generation": "<x>"}}, "caller_invalid_request"),
+    ("groq", 429, {"error": {"message": "Rate limit reached for model", "type": "tokens",
+                             "code": "rate_limit_exceeded"}}, "provider_rate_limited"),
+    ("deepseek", 402, {"error": {"message": "Insufficient Balance", "type": "unknown_error", "param": None,
+                                 "code": "invalid_request_error"}}, "provider_quota"),
+    ("deepseek", 400, {"error": {"message": "This model's maximum context length is 131072 tokens.",
+                                 "type": "invalid_request_error"}}, "caller_context_length"),
+    ("xai", 400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: x***y."},
+     "provider_auth"),
+    ("xai", 400, {"code": "Client specified an invalid argument",
+                  "error": "Model grok-4 does not support parameter reasoningEffort."}, "caller_invalid_request"),
+    ("openrouter", 402, {"error": {"message": "Insufficient credits", "code": 402}}, "provider_quota"),
+    ("openrouter", 403, {"error": {"message": "Flagged", "code": 403, "metadata": {"reasons": ["violence"]}}},
+     "provider_content_filter"),
+    ("cerebras", 429, {"message": "Tokens per minute limit exceeded", "type": "too_many_tokens_error",
+                       "param": "quota", "code": "token_quota_exceeded"}, "provider_rate_limited"),
+    ("perplexity", 400, {"error": {"message": "Invalid model 'sonar-x'.", "type": "invalid_model", "code": 400}},
+     "provider_error"),
+    ("perplexity", 401, "<html><head><title>401 Authorization Required</title></head></html>", "provider_auth"),
+    ("zai", 429, {"error": {"code": "1113", "message": "Insufficient balance or no resource package."}},
+     "provider_quota"),
+    ("zai", 401, {"error": {"code": "1000", "message": "Authentication Failed"}}, "provider_auth"),
+    ("huggingface", 400, {"error": "The requested model 'a/b' is not supported by any provider"},
+     "caller_invalid_request"),
+    ("nvidia", 404, {"status": 404, "title": "Not Found", "detail": "Function 'x' not found"}, "provider_error"),
+    ("github", 404, {"error": {"code": "unknown_model", "message": "Unknown model: x", "details": "Unknown"}},
+     "provider_error"),
+    ("databricks", 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No such endpoint."}, "provider_error"),
+    ("databricks", 429, {"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "Too many."}, "provider_rate_limited"),
+    ("snowflake", 401, {"message": "Programmatic access token is invalid.", "code": "390303"}, "provider_auth"),
+    ("ollama", 404, {"error": {"message": "model 'x' not found", "type": "not_found_error", "code": None}},
+     "provider_error"),
+    ("lm_studio", 400, {"error": "'response_format.type' must be 'json_schema' or 'text'"}, "caller_invalid_request"),
+    ("vllm", 400, {"object": "error", "message": "This model's maximum context length is 4096 tokens.",
+                   "type": "BadRequestError", "param": None, "code": 400}, "caller_context_length"),
+    ("llama_cpp", 503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}},
+     "provider_overloaded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "status", "body", "error_type"), ERRORS)
+def test_an_error_is_understood_in_the_providers_shape(name: str, status: int, body: Any, error_type: str) -> None:
+    data = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
+    error = load(PRESETS[name].api).decode_error(status, {}, data)
+    assert error.error_type == error_type
+    assert error.body()["error"].keys() >= {"message", "type", "param", "code"}  # type: ignore[attr-defined]
