@@ -318,7 +318,7 @@ BAD |= {
             '4:5 error budgets[2].name: no provider is called "opnai". Did you mean "openai"?',
             "5:5 error budgets[3] needs a max_budget.",
             "6:53 error budgets[4].budget_duration must be a duration like 30s, 5m, 2h or 30d, or a number of seconds, "
-            "not year. For the calendar's write day, week or month.",
+            'not "year". For the calendar\'s write day, week or month.',
             "7:5 error budgets[5]: another budget of this file is for the same and as long.",
             "8:5 error budgets[6]: another budget of this file is for the same and as long.",
         ],
