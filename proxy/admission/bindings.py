@@ -25,7 +25,7 @@ log = logging.getLogger("strata.admission")
 
 
 class Bindings:
-    """`providers` is the same dict for life: who holds it sees it change. `changed` hears of everybody's budgets."""
+    """`providers` is the same dict for life: who holds it sees it change. `changed` hears of everybody's new ones."""
 
     def __init__(
         self,
@@ -74,7 +74,8 @@ class Bindings:
         if self._missing is None:
             entered = {budget.id for budget in budgets}
             budgets += [budget for budget in self._for_all if budget.id not in entered]
-        self._take(budgets)
+        if self._take(budgets):
+            self._changed(self.everybody)
 
     async def _declare(self) -> None:
         first = self._missing is None
@@ -88,7 +89,8 @@ class Bindings:
                     *(budget.scope, budget.subject, budget.scope),
                 )
 
-    def _take(self, budgets: Sequence[Budget]) -> None:
+    def _take(self, budgets: Sequence[Budget]) -> bool:
+        """Whether everybody's budgets are others than before."""
         everybody = tuple(budget for budget in budgets if budget.scope == "global")
         providers: dict[str, tuple[Budget, ...]] = {}
         for budget in budgets:
@@ -97,9 +99,8 @@ class Bindings:
         if providers != self.providers:
             self.providers.clear()
             self.providers.update(providers)
-        if everybody != self.everybody:
-            self.everybody = everybody
-            self._changed(everybody)
+        changed, self.everybody = everybody != self.everybody, everybody
+        return changed
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -38,6 +38,21 @@ COUNTERS = """
     FROM rows r FULL JOIN hours h USING (key_id) FULL JOIN budgets b USING (key_id) ORDER BY 1
 """
 
+SHARED = """
+    SELECT trim(b.scope || ' ' || b.subject) AS name, coalesce(sum(p.settled_nano_usd), 0) AS budget_settled, (
+            SELECT coalesce(sum(u.cost_nano_usd), 0) FROM strata.usage u
+            WHERE b.scope = 'global' OR u.provider = b.subject) AS row_cost
+    FROM strata.budgets b LEFT JOIN strata.budget_periods p ON p.budget_id = b.id
+    WHERE b.scope IN ('global', 'provider') GROUP BY b.id ORDER BY 1
+"""
+BUDGETS = """\
+budgets:
+  - {scope: global, max_budget: 5000, budget_duration: month}
+  - {scope: provider, name: oai, max_budget: 3000, budget_duration: 30d}
+  - {scope: provider, name: claude, max_budget: 3000}
+"""
+"""Besides the keys' own: every row counts against three budgets."""
+
 LEASED = """
     SELECT coalesce(sum(p.leased_nano_usd), 0)::bigint AS leased,
         (SELECT coalesce(sum(granted_nano_usd), 0) FROM strata.leases)::bigint AS granted
@@ -49,7 +64,7 @@ async def run(folder: Path, *, workers: int, kills: int, crashes: int, parallel:
     """Prints the verdict; true if the bill is right."""
     started = time.monotonic()
     oracle = OracleProcess(folder / "oracle")
-    cluster = Workers(folder, workers, oracle=oracle.url)
+    cluster = Workers(folder, workers, oracle=oracle.url, more=BUDGETS)
     try:
         await cluster.start()
         keys = [await cluster.create_key(name, budget_nano_usd=1000 * 10**9) for name in KEYS]
@@ -152,7 +167,13 @@ async def _counters_equal_rows(cluster: Workers) -> bool:
         right = right and equal
         shown = "".join(f"{cost!s:>16}" for cost in costs)
         print(f"  {name:<8}{rows!s:>9}{hours!s:>9}{shown}  {'equal' if equal else 'DIFFERENT'}")
-    return right
+    shared = await cluster.sql(SHARED)
+    for row in shared:
+        equal = row["row_cost"] == row["budget_settled"]
+        right = right and equal
+        sums = f"{row['row_cost']!s:>16}{'':>16}{row['budget_settled']!s:>16}"
+        print(f"  {row['name']:<26}{sums}  {'equal' if equal else 'DIFFERENT'}")
+    return right and len(shared) == 3
 
 
 async def _nothing_stays_leased(cluster: Workers) -> bool:
