@@ -8,6 +8,9 @@ The golden cases of the providers: tests/providers/<api>/<case>/, files numbered
                                 or .eventstream.jsonl: an AWS event a line ({event, exception or error, data}), to be
                                 framed here
     4_client_response.jsonl     ours: a chunk a line, an error last; or .json: the completion, or the error
+
+A case whose name begins with `synthesised-` is traffic that nobody has recorded: made from what a provider's
+documentation and SDKs say of its failures. Figures about real traffic leave it out.
 """
 
 from __future__ import annotations
@@ -39,6 +42,10 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.api}/{self.folder.name}"
+
+    @property
+    def synthesised(self) -> bool:
+        return self.folder.name.startswith("synthesised-")
 
     @property
     def translator(self) -> Translator:
@@ -77,15 +84,18 @@ class Case:
         text, whole = self.folder / "3_upstream_response.txt", self.folder / "3_upstream_response.json"
         if text.exists():
             status, _, body = text.read_bytes().partition(b"\n")
-            return told(self.translator.decode_error(int(status), {}, body))
+            return self._read(body) if int(status) < 300 else told(self.translator.decode_error(int(status), {}, body))
         if not whole.exists():
             return None
         given = self._json(whole.name)
         if "status" in given:
             body = msgspec.json.encode(given["body"])
             return told(self.translator.decode_error(given["status"], given.get("headers", {}), body))
+        return self._read(whole.read_bytes())
+
+    def _read(self, body: bytes) -> Json:
         try:
-            return self.translator.decode_response(whole.read_bytes())
+            return self.translator.decode_response(body)
         except UpstreamError as error:
             return told(error)
 

@@ -43,6 +43,15 @@ REQUIRED = {
     "openai": "text stream tools-stream error quirks usage-on-last-choice reasoning-field",
 }
 
+UNHAPPY = {
+    "anthropic": """rate-limited api-error overloaded timeout billing overloaded-mid-stream overloaded-before-content
+        overloaded-in-a-tool-call refusal-mid-stream guard-block guard-block-mid-stream malformed-event no-stop
+        empty-answer gateway-page""",
+    "openai": """rate-limited quota server-error overloaded error-mid-stream error-before-content refusal-mid-stream
+        guard-block guard-block-mid-stream malformed-chunk empty-answer gateway-page""",
+}
+"""Failures that hardly anybody has recorded."""
+
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_stream = pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.name)
 
@@ -169,6 +178,12 @@ def test_openais_sdk_puts_a_stream_together_as_it_was_said(case: Case) -> None:
 @pytest.mark.parametrize("api", sorted(REQUIRED))
 def test_every_provider_has_the_cases_others_have_paid_for(api: str) -> None:
     assert set(REQUIRED[api].split()) <= {case.folder.name for case in CASES if case.api == api}
+
+
+@pytest.mark.parametrize("api", sorted(UNHAPPY))
+def test_every_provider_has_been_seen_to_fail(api: str) -> None:
+    made = {case.folder.name for case in CASES if case.api == api and case.synthesised}
+    assert {f"synthesised-{name}" for name in UNHAPPY[api].split()} <= made
 
 
 @pytest.mark.parametrize("name", ["", "_x", "os.path", "chunks", "faults", "quirks", "nobody"])

@@ -157,7 +157,7 @@ class StreamDecoder:
         for call in calls:
             chunks += self._call(call, index)
         if native.get("finish_reason"):
-            self._out.finish(_finish(native), choice=index)
+            self._out.finish({**_finish(native), **({} if delta else extra)}, choice=index)
         return chunks
 
     def _call(self, native: Json, choice: int) -> list[Chunk]:

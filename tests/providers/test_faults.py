@@ -259,3 +259,16 @@ json_values = st.recursive(
 def test_any_json_at_all_becomes_an_error(native: object) -> None:
     assert upstream_error(500, {}, msgspec.json.encode(native)).status in {400, 413, 429, 502, 503, 504}
     assert stream_error(native).message
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "900"}, 0.9),
+        ({"retry-after-ms": "12000", "retry-after": "13"}, 12.0),
+        ({"retry-after-ms": "9000000"}, 300.0),
+        ({"retry-after-ms": "soon", "retry-after": "13"}, 13.0),
+    ],
+)
+def test_milliseconds_are_more_exact_than_seconds(headers: dict[str, str], seconds: float) -> None:
+    assert upstream_error(429, headers, b"").retry_after_seconds == seconds
