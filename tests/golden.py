@@ -221,7 +221,9 @@ def _fold_entries(entries: list[Json], pieces: list[Json]) -> None:
 def _fold_details(details: list[Json], fragments: list[Json]) -> None:
     for fragment in fragments:
         known = next((detail for detail in details if detail["index"] == fragment["index"]), None)
-        assert known is None or not {"format", "id"} & fragment.keys(), "SDKs join strings, so this would double"
+        assert known is None or not {"format", "id"} & fragment.keys() & known.keys(), (
+            "SDKs join strings, so this would double"
+        )
         if known is None:
             details.append(dict(fragment))
             continue

@@ -32,7 +32,7 @@ class _Choice:
     calls: dict[object, int] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     """Calls that have shown no arguments yet."""
-    entries: dict[str, dict[object, int]] = field(default_factory=dict)
+    entries: dict[str, dict[object, tuple[int, set[str]]]] = field(default_factory=dict)
     """Lists of objects other than calls, by field: what the provider counts an entry by, and its place."""
 
     def chunk(self, delta: Json, extra: Json | None = None, finish_reason: str | None = None) -> Chunk:
@@ -48,10 +48,10 @@ class _Choice:
         placed = []
         for piece in pieces:
             key = piece["index"] if isinstance(piece.get("index"), int) else ("new", len(known))
-            again = key in known
-            place = known.setdefault(key, len(known))
-            said = {field: value for field, value in piece.items() if field in JOINED} if again else piece
-            placed.append({**said, "index": place})
+            place, said = known.setdefault(key, (len(known), set()))
+            new = {field: value for field, value in piece.items() if field in JOINED or field not in said}
+            said.update(new)
+            placed.append({**new, "index": place})
         return placed
 
 

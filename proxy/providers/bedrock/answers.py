@@ -122,7 +122,7 @@ def _message(blocks: list[Json]) -> Json:
     calls: list[Json] = []
     cited: dict[str, list[Json]] = {}
     images: list[Json] = []
-    for number, block in enumerate(blocks):
+    for block in blocks:
         if block.get("text"):
             text += block["text"]
         elif "citationsContent" in block:
@@ -133,8 +133,9 @@ def _message(blocks: list[Json]) -> Json:
         elif "reasoningContent" in block:
             said = block["reasoningContent"].get("reasoningText") or {}
             thoughts += said.get("text") or ""
-            details += thought(number, said.get("text"), said.get("signature"))
-            details += redacted_thought(number, block["reasoningContent"].get("redactedContent"))
+            place = len(details)
+            details += [{**UNSIGNED, **detail} for detail in thought(place, said.get("text"), said.get("signature"))]
+            details += redacted_thought(place, block["reasoningContent"].get("redactedContent"))
         elif "image" in block:
             source = block["image"].get("source") or {}
             images += [image_of(block["image"]["format"], source["bytes"])] if source.get("bytes") else []
@@ -162,12 +163,16 @@ def image_of(form: str, data: str) -> Json:
     return {"type": "image_url", "image_url": {"url": f"data:image/{form};base64,{data}"}}
 
 
+UNSIGNED = {"type": "reasoning.text", "format": "unknown"}
+"""What completes an entry that no signature came for: nobody knows whose thoughts these are."""
+
+
 def thought(number: int, text: str | None, signature: str | None) -> list[Json]:
     """One `reasoning_details` entry, or a fragment of one; fragments of one block share its number."""
     if not text and not signature:
         return []
     detail: Json = {"type": "reasoning.text"} | ({"text": text} if text else {})
-    detail |= {"signature": signature, "format": CLAUDE_FORMAT} if signature else {"format": "unknown"}
+    detail |= {"signature": signature, "format": CLAUDE_FORMAT} if signature else {}
     return [{**detail, "index": number}]
 
 

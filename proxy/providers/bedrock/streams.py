@@ -16,6 +16,7 @@ from proxy.providers import Chunk, Event, Json
 from proxy.providers.bedrock.answers import (
     ANSWER_TOOL,
     SERVER_TOOL,
+    UNSIGNED,
     annotations_of,
     finish_of,
     image_of,
@@ -39,6 +40,7 @@ class _Block:
     start: int
     form: str = ""
     silent: bool = True
+    unsigned: bool = False
     citations: list[Any] = field(default_factory=list)
     blobs: list[str] = field(default_factory=list)
 
@@ -124,7 +126,7 @@ class StreamDecoder:
                 return self._input(index, block, piece)
             case {"reasoningContent": dict(said)}:
                 block.blobs += [said["redactedContent"]] if said.get("redactedContent") else []
-                return self._thought(index, said.get("text"), said.get("signature"))
+                return self._thought(index, block, said.get("text"), said.get("signature"))
             case {"image": {"source": {"bytes": str(piece)}}}:
                 block.blobs.append(piece)
             case {"citation": citation}:
@@ -143,6 +145,8 @@ class StreamDecoder:
             return self._out.delta({"images": [image_of(block.form, _joined(block.blobs))]}) if block.blobs else []
         if block.blobs:
             return self._out.delta({"reasoning_details": redacted_thought(index, _joined(block.blobs))})
+        if block.unsigned:
+            return self._out.delta({"reasoning_details": [{**UNSIGNED, "index": index}]})
         fields = annotations_of(block.citations, block.start, self._characters)
         return self._out.delta(fields) if fields else []
 
@@ -156,10 +160,11 @@ class StreamDecoder:
         block.silent = False
         return self._text(piece) if block.kind == "answer" else self._out.arguments(index, piece)
 
-    def _thought(self, index: int, text: str | None, signature: str | None) -> list[Chunk]:
+    def _thought(self, index: int, block: _Block, text: str | None, signature: str | None) -> list[Chunk]:
         details = thought(index, text, signature)
         if not details:
             return []
+        block.unsigned = not signature
         delta: Json = {"reasoning_content": text} if text else {}
         return self._out.delta({**delta, "reasoning_details": details})
 

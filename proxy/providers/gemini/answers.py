@@ -130,9 +130,14 @@ def _add(message: Json, delta: Json) -> None:
         elif name == "reasoning_details":
             _add_details(message.setdefault(name, []), value)
         elif isinstance(value, list):
-            message.setdefault(name, []).extend(value)
+            message.setdefault(name, []).extend(_without_place(piece) for piece in value)
         elif name != "role" and value:
             message[name] = (message.get(name) or "") + value
+
+
+def _without_place(piece: Json) -> Json:
+    """An entry comes whole, and its `index` means something in a stream only."""
+    return {name: value for name, value in piece.items() if name != "index"}
 
 
 def _add_calls(calls: list[Json], pieces: list[Json]) -> None:
@@ -140,7 +145,7 @@ def _add_calls(calls: list[Json], pieces: list[Json]) -> None:
         if piece["index"] < len(calls):
             calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
         else:
-            calls.append({name: value for name, value in piece.items() if name != "index"})
+            calls.append(_without_place(piece))
 
 
 def _add_details(details: list[Json], pieces: list[Json]) -> None:
