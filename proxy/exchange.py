@@ -154,6 +154,8 @@ class Exchange(msgspec.Struct):
     caller: Caller | None = None
     resolved: Model | None = None
     attempts: list[Attempt] = msgspec.field(default_factory=list)
+    provider_budgets: tuple[Budget, ...] = ()
+    """Of the providers that were asked, or were not because these are spent; in force besides the caller's own."""
     notices: list[Notice] = msgspec.field(default_factory=list)
     error: GatewayError | None = None
     status: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.admission.refusals import budget_exceeded
 from proxy.config import Deployment, Model, PriceOverride, Prices, Provider, Rest
 from proxy.errors import CallerError, GatewayError, PolicyError, UpstreamError
 from proxy.exchange import Budget, Caller, Exchange, Hold
@@ -296,3 +297,39 @@ async def test_a_provider_that_cannot_be_reached_costs_nothing(house: House) -> 
         await house.ask(house.plan("one", attempts=1), house.exchange())
     assert failed.value.error_type == "provider_unreachable"
     assert house.outcomes() == [("provider_unreachable", "none")]
+
+
+async def test_a_provider_whose_budget_is_spent_is_passed_over_and_has_no_row(house: House) -> None:
+    house.replies = {"one": [reply(200, ANSWER)]}
+    house.bound["one"] = (Budget("p", "provider", "one", 10),)
+
+    async def spent_at_the_first(caller: Caller, nano_usd: int) -> Hold:
+        house.holds.append(nano_usd)
+        if len(house.holds) == 1:
+            raise budget_exceeded(
+                caller, house.bound["one"][0], spent_nano_usd=10, asked_nano_usd=nano_usd, resets_in_seconds=None
+            )
+        return Hold(nano_usd)
+
+    house.hold = spent_at_the_first
+    exchange = house.exchange()
+    assert isinstance(await house.ask(house.plan("one", "one"), exchange, max_tokens=5), WholeAnswer)
+    assert (len(house.holds), len(house.rows), len(exchange.attempts)) == (2, 0, 1)
+    assert exchange.provider_budgets == house.bound["one"]
+
+
+async def test_where_every_provider_is_spent_the_caller_is_told_not_to_retry(house: House) -> None:
+    house.replies = {"one": [reply(200, ANSWER)]}
+    house.bound["one"] = (Budget("p", "provider", "one", 10),)
+
+    async def spent(caller: Caller, nano_usd: int) -> Hold:
+        raise budget_exceeded(
+            caller, house.bound["one"][0], spent_nano_usd=10, asked_nano_usd=nano_usd, resets_in_seconds=60
+        )
+
+    house.hold = spent
+    exchange = house.exchange()
+    with pytest.raises(UpstreamError, match="the budget resets in 1 min") as refused:
+        await house.ask(house.plan("one"), exchange, max_tokens=5)
+    assert (refused.value.status, refused.value.headers["x-should-retry"]) == (429, "false")
+    assert house.asked == [] and exchange.attempts == []

@@ -258,7 +258,7 @@ def _detail(exchange: Exchange) -> Detail:
         )
     return Detail(
         _rate(exchange),
-        caller.budgets if caller is not None else (),
+        (*caller.budgets, *exchange.provider_budgets) if caller is not None else (),
         steps,
         tuple([_attempt(exchange, one) for one in exchange.attempts]),
         plan.attempts if plan is not None else 0,

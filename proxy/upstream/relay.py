@@ -175,6 +175,9 @@ class Relay:
         if caller is not None and (
             caller.budgets or reserve.block_unpriced or step.deployment.provider.name in reserve.providers
         ):
+            for budget in reserve.providers.get(step.deployment.provider.name, ()):
+                if budget not in exchange.provider_budgets:
+                    exchange.provider_budgets += (budget,)
             strict = step.model.strict if exchange.strict is None else exchange.strict
             limit = await reserve.set_aside(caller, attempt, asked, road.target, strict=strict)
             if limit is not None:

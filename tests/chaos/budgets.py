@@ -163,10 +163,17 @@ async def _ask(gateways: Sequence[Gateway], key: str, body: bytes, dice: random.
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        status = heard[9:12].decode("latin-1")
-        if status == "429" and b"insufficient_quota" in heard and b"x-should-retry: false" in heard.lower():
-            return "refused"
-        return "served" if status == "200" else status or "broken"
+        return _ending(heard)
+
+
+def _ending(heard: bytes) -> str:
+    status, (head, _, body) = heard[9:12].decode("latin-1"), heard.partition(b"\r\n\r\n")
+    if status == "200" or not body:
+        return "served" if body else "broken"
+    code = str(msgspec.json.decode(body)["error"]["code"])
+    if (status, code) == ("429", "insufficient_quota") and b"x-should-retry: false" in head.lower():
+        return "refused"
+    return f"{status} {code}"
 
 
 async def _kill(
