@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import UpstreamError
 from proxy.providers import Event, Json, load
-from proxy.providers.anthropic.answers import usage_of
+from proxy.providers.anthropic.answers import ANSWER_TOOL, usage_of
 from tests.golden import check_invariants, fold
 
 texts = st.text(max_size=12)
@@ -26,6 +26,9 @@ blocks = st.one_of(
     st.tuples(st.integers(0, 99), inputs).map(
         lambda t: {"type": "tool_use", "id": f"toolu_{t[0]}", "name": "look", "input": t[1]}
     ),
+    inputs.map(lambda given: {"type": "tool_use", "id": "toolu_a", "name": ANSWER_TOOL, "input": given}),
+    inputs.map(lambda given: {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": given}),
+    texts.map(lambda text: {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [text]}),
     st.tuples(texts, st.booleans()).map(
         lambda t: {
             "type": "text",
@@ -65,7 +68,7 @@ def deltas(block: Json) -> tuple[Json, list[Json]]:
             said = [{"type": "thinking_delta", "thinking": t} for t in pieces(block["thinking"])]
             signed = {"type": "signature_delta", "signature": block["signature"]}
             return {"type": "thinking", "thinking": "", "signature": ""}, [*said, signed]
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             text = msgspec.json.encode(block["input"]).decode() if block["input"] else ""
             return {**block, "input": {}}, [
                 {"type": "input_json_delta", "partial_json": t} for t in ["", *pieces(text)]
