@@ -177,3 +177,19 @@ async def test_the_asynchronous_client_streams_too(gateway: Gateway, model: str)
         final = await stream.get_final_completion()
     assert kinds.count("content.done") == 1
     assert final.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"extra_headers": {"anthropic-beta": "context-management-2025-06-27"}},
+        {"extra_body": {"betas": ["context-management-2025-06-27"]}},
+    ],
+)
+def test_previews_of_anthropics_are_reached_by_header_or_body(client: OpenAI, more: dict[str, Any]) -> None:
+    body = {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}, **more.pop("extra_body", {})}
+    asked: Any = {"model": "claude-clever", "messages": ask("Hello"), "extra_body": body}
+    assert client.chat.completions.create(**asked, **more).choices[0].message.content
+    asked["extra_body"] = {"context_management": body["context_management"]}
+    with pytest.raises(openai.BadRequestError, match="context_management"):
+        client.chat.completions.create(**asked)

@@ -39,13 +39,19 @@ FIELDS = frozenset(
 )
 
 
+PREVIEWS = frozenset(("container", "context_management", "mcp_servers"))
+"""Fields that do not exist for those who send no beta header."""
+
+
 def refuse(body: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
     """What Anthropic itself would refuse: status and message."""
     if not headers.get("x-api-key"):
         return 401, "x-api-key header is required"
     if not headers.get("anthropic-version"):
         return 400, "anthropic-version: header is required"
-    unknown = sorted(body.keys() - FIELDS)
+    unknown = sorted(
+        body.keys() - FIELDS if headers.get("anthropic-beta") else body.keys() - FIELDS | body.keys() & PREVIEWS
+    )
     if unknown:
         return 400, f"{unknown[0]}: Extra inputs are not permitted"
     if not isinstance(body.get("max_tokens"), int) or body["max_tokens"] < 1:
