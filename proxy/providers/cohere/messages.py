@@ -78,10 +78,14 @@ def _assistant(message: Json, param: str, note: Note) -> Json:
 def _thoughts(message: Json, note: Note) -> tuple[str, str]:
     """Cohere's own thoughts, whole or as the fragments of a stream: the plan of its calls, and the rest."""
     found = {PLAN: "", THINKING: ""}
+    kinds: dict[object, Any] = {}
     details = message.get("reasoning_details")
     for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and detail.get("format") in found:
-            found[detail["format"]] += detail.get("text") or ""
+        if isinstance(detail, dict):
+            # only the first fragment of a thought says what it is
+            kind = kinds.setdefault(detail.get("index"), detail.get("format"))
+            if kind in found:
+                found[kind] += detail.get("text") or ""
     if not any(found.values()) and any(
         message.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details")
     ):

@@ -153,9 +153,11 @@ def call_id(id: str) -> str:
 def _thoughts(message: Json, note: Note) -> list[Json]:
     """Mistral's own thoughts, whole or as the fragments of a stream; those of others would be lies about its mind."""
     whole: dict[object, Json] = {}
+    kinds: dict[object, Any] = {}
     details = message.get("reasoning_details")
     for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and detail.get("format") == REASONING_FORMAT:
+        # only the first fragment of a thought says what it is
+        if isinstance(detail, dict) and kinds.setdefault(detail.get("index"), detail.get("format")) == REASONING_FORMAT:
             block = whole.setdefault(detail.get("index"), {"text": ""})
             block["text"] += detail.get("text") or ""
             if detail.get("signature"):
