@@ -105,7 +105,8 @@ class Bindings:
     async def _keep_fresh(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._heard.wait(), self._poll_seconds)
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._heard.wait()
             try:
                 await self.refresh()
             except Unavailable:

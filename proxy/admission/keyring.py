@@ -141,8 +141,10 @@ class Keyring:
 
     async def _keep_fresh(self) -> None:
         while True:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with the timeout, and `close` hangs.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._poll_seconds)
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._changed.wait()
             await self._refresh_safely()
 
     async def _refresh_safely(self) -> None:

@@ -188,7 +188,8 @@ class History:
 
     async def _until_full(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._full.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._full.wait()
 
     async def _insert(self, batch: Sequence[bytes]) -> int:
         """How many Postgres took: one bad row must not hold up the others."""

@@ -118,13 +118,11 @@ class Shipper:
 
     def start(self) -> None:
         """Begins to ship and to adopt; needs the running loop."""
-        interval = self._settings.ship_interval_seconds
-        self._tasks = [
-            asyncio.create_task(self._repeat(self.ship_pending, interval, wake=self._full), name="ship"),
-            asyncio.create_task(
-                self._repeat(self.adopt, self._adoption_seconds, at_once=True, wake=self._adopt_now), name="adopt"
-            ),
-        ]
+        shipping = self._repeat(self.ship_pending, self._settings.ship_interval_seconds, wake=self._full)
+        adopting = self._repeat(
+            self.adopt, self._adoption_seconds, at_once=True, wake=self._adopt_now, least=ADOPTION_PAUSE_SECONDS
+        )
+        self._tasks = [asyncio.create_task(shipping, name="ship"), asyncio.create_task(adopting, name="adopt")]
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Ships everything that is settled by now. False: there was no time, or no Postgres; the journal has it."""
@@ -263,16 +261,20 @@ class Shipper:
         *,
         at_once: bool = False,
         wake: asyncio.Event | None = None,
+        least: float = 0.0,
     ) -> None:
-        """`wake` cuts a pause short, but not while Postgres is away."""
+        """`wake` cuts a pause short, to no `least` than this many seconds, and not while Postgres is away."""
         pause = 0.0 if at_once else seconds
         away = False
         while True:
             if wake is None or away:
                 await asyncio.sleep(pause)
             else:
+                await asyncio.sleep(min(pause, least))
+                # not wait_for, which before Python 3.12 may lose a cancellation
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), pause)
+                    async with asyncio.timeout(max(pause - least, 0.0)):
+                        await wake.wait()
                 wake.clear()
             try:
                 await work()
