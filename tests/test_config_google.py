@@ -31,8 +31,8 @@ def test_a_key_of_ai_studio_has_two_names(environ: dict[str, str]) -> None:
     assert gemini.api_base == "https://generativelanguage.googleapis.com/v1beta"
 
 
-def test_without_a_key_it_is_off_and_the_first_name_is_told() -> None:
-    assert good("models: {m: gemini/gemini-2.5-flash}\n").off["gemini"] == "GEMINI_API_KEY is not set"
+def test_without_a_key_it_is_off_and_both_names_are_told() -> None:
+    assert good("models: {m: gemini/gemini-2.5-flash}\n").off["gemini"] == "GEMINI_API_KEY or GOOGLE_API_KEY is not set"
 
 
 @pytest.mark.parametrize(

@@ -10,26 +10,40 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from proxy.admission.limits import format_reset
 
 _OPENAI = re.compile(rb"x-ratelimit-(limit|remaining|reset)-(requests|tokens|req-minute|tokens-minute)")
 _NATIVE = re.compile(rb"[a-z]+-ratelimit-(requests|tokens|input-tokens|output-tokens)-(limit|remaining|reset)")
 _PLAIN = re.compile(rb"[A-Za-z0-9.:+-]{1,40}")
+MAX_CHARACTERS = 40
+MAX_KNOWN = 1024
 _SPELLINGS = {b"req-minute": b"requests", b"tokens-minute": b"tokens"}
+
+
+_Names = tuple[bytes, bool]
+"""OpenAI's name for a header, or b"", and whether it is shown under its own too."""
+
+_known: dict[bytes, _Names | None] = {}
+"""By name; None: it says nothing of limits. Providers send the same names again and again."""
+_NEW: _Names = (b"new", False)
 
 
 def limit_lines(fields: Mapping[bytes, bytes], now_seconds: float, taken: bytes = b"") -> bytes:
     """Header lines for the client; `fields` are an answer's, `now_seconds` is Unix time, `taken` are lines of ours."""
     shown: dict[bytes, bytes] = {}
     for name in fields:
-        if b"-ratelimit-" not in name:
+        names = _known.get(name, _NEW)
+        if names is _NEW:
+            names = _learn(name)
+        if names is None:
+            continue
+        openai, kept = names
+        if not kept and openai in taken:
             continue
         value = fields[name].strip()
-        if not _PLAIN.fullmatch(value):
+        if not (value.isalnum() and len(value) <= MAX_CHARACTERS) and not _PLAIN.fullmatch(value):
             continue
-        openai, kept = _names(name)
         if kept:
             shown[name] = value
         if openai:
@@ -40,15 +54,17 @@ def limit_lines(fields: Mapping[bytes, bytes], now_seconds: float, taken: bytes 
     return b"".join([b"%b: %b\r\n" % pair for pair in shown.items() if pair[0] not in taken]) if shown else b""
 
 
-@lru_cache(maxsize=256)
-def _names(name: bytes) -> tuple[bytes, bool]:
-    """OpenAI's name for a header, or b"", and whether it is shown under its own too."""
+def _learn(name: bytes) -> _Names | None:
+    if len(_known) >= MAX_KNOWN:
+        _known.clear()
+    names: _Names | None = None
     if found := _OPENAI.fullmatch(name):
-        return b"x-ratelimit-%b-%b" % (found[1], _SPELLINGS.get(found[2], found[2])), False
-    found = _NATIVE.fullmatch(name)
-    if not found:
-        return b"", False
-    return (b"x-ratelimit-%b-%b" % (found[2], found[1]) if found[1] in (b"requests", b"tokens") else b""), True
+        names = b"x-ratelimit-%b-%b" % (found[1], _SPELLINGS.get(found[2], found[2])), False
+    elif found := _NATIVE.fullmatch(name):
+        openai = found[1] in (b"requests", b"tokens")
+        names = (b"x-ratelimit-%b-%b" % (found[2], found[1]) if openai else b""), True
+    _known[name] = names
+    return names
 
 
 def _duration(moment: bytes, now_seconds: float) -> bytes:

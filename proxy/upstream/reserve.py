@@ -58,20 +58,19 @@ class Reserve:
         """
         deployment = attempt.deployment
         bound = self.providers.get(deployment.provider.name, ())
+        budgeted = caller.budgets or bound
+        unlimited = False
+        if budgeted:
+            unlimited = not (chat.get("max_completion_tokens") or chat.get("max_tokens"))
+            attempt.input_tokens_bound += self._media_tokens(chat, deployment) + (LIMIT_BYTES if unlimited else 0)
         attempt.ceiling = state, ceiling, _ = self._prices.ceiling(
             deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
         )
         if state == "unknown":
             raise self._unpriced(caller, attempt, bound)
-        if not (caller.budgets or bound):
+        if not budgeted:
             return None
-        unlimited = not (chat.get("max_completion_tokens") or chat.get("max_tokens") or state == "free")
-        more = self._media_tokens(chat, deployment)
-        if unlimited:
-            more += LIMIT_BYTES
-        if more:
-            attempt.input_tokens_bound += more
-            ceiling = self._ceiling(attempt)
+        unlimited = unlimited and state != "free"
         limit = DEFAULT_OUTPUT_BOUND if unlimited and target.max_output_tokens is None else None
         if limit is not None and strict:
             raise _limit_wanted(attempt.deployment)
