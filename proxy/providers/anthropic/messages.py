@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice
 from proxy.providers.anthropic.content import content_blocks
 from proxy.providers.anthropic.reasoning import replayed_thoughts
+from proxy.providers.calls import read_arguments
 
 _KNOWN = frozenset(
     {"role", "content", "refusal", "tool_calls", "tool_call_id", "cache_control", "annotations", "citations",
@@ -133,22 +132,10 @@ def _tool_uses(message: Json, param: str) -> list[Json]:
                 "type": "tool_use",
                 "id": _tool_id(call.get("id"), f"{path}.id"),
                 "name": function["name"],
-                "input": _arguments(function.get("arguments"), f"{path}.function.arguments"),
+                "input": read_arguments(function.get("arguments"), f"{path}.function.arguments"),
             }
         )
     return blocks
-
-
-def _arguments(text: Any, param: str) -> Json:
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    try:
-        arguments = msgspec.json.decode(text)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise CallerError(f"{param} must be a JSON object in a string.", param=param)
-    return arguments
 
 
 def _tool_result(message: Json, param: str, asked: set[str], talk: Conversation) -> Json:

@@ -16,18 +16,10 @@ from proxy.providers.bedrock.content import Note
 from proxy.providers.bedrock.messages import Conversation
 from proxy.providers.bedrock.models import Model
 from proxy.providers.bedrock.tools import forbid_parallel_calls
+from proxy.providers.schemas import closed
 
 JSON_HINT = "Answer with one JSON object and nothing else: no prose around it, no code fence."
 SCHEMA_HINT = "Answer with one JSON value and nothing else, without a code fence. It must fit this JSON schema: "
-
-BOUNDS = frozenset(
-    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems",
-     "uniqueItems", "minProperties", "maxProperties"}
-)  # fmt: skip
-"""Keywords that structured output refuses: https://docs.aws.amazon.com/bedrock/latest/userguide/structured-output.html"""
-
-_NAMED = ("properties", "$defs", "definitions")
-_LISTED = ("anyOf", "oneOf", "allOf")
 
 
 def encode_format(body: Json, more: Json, chat: ChatRequest, model: Model, talk: Conversation) -> None:
@@ -55,7 +47,7 @@ def encode_format(body: Json, more: Json, chat: ChatRequest, model: Model, talk:
 def _hold(body: Json, more: Json, form: Json, model: Model, talk: Conversation) -> None:
     config = body.get("toolConfig", {})
     if model.holds_to_schemas:
-        schema = msgspec.json.encode(closed(form["schema"], talk.notice)).decode()
+        schema = msgspec.json.encode(_closed(form["schema"], talk.notice)).decode()
         told = {name: form[name] for name in ("name", "description") if form.get(name)}
         structure = {"jsonSchema": {"schema": schema, **told}}
         body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": structure}}
@@ -83,28 +75,6 @@ def _hold_by_tool(body: Json, more: Json, form: Json, model: Model, talk: Conver
         forbid_parallel_calls(body, more, model, talk)
 
 
-def closed(schema: Any, note: Note) -> Any:
-    """A schema in the subset that structured output takes: every object closed, and no bounds but in words."""
-    if not isinstance(schema, dict):
-        return schema
-    kept: Json = {}
-    bounds: Json = {}
-    for name, value in schema.items():
-        if name in BOUNDS or (name == "minItems" and value not in (0, 1)):
-            bounds[name] = value
-        elif name in _NAMED and isinstance(value, dict):
-            kept[name] = {key: closed(inner, note) for key, inner in value.items()}
-        elif name in _LISTED and isinstance(value, list):
-            kept[name] = [closed(inner, note) for inner in value]
-        elif name == "items":
-            kept[name] = closed(value, note)
-        else:
-            kept[name] = value
-    if bounds:
-        told = msgspec.json.encode(bounds).decode()
-        kept["description"] = f"{kept['description']} {told}" if kept.get("description") else told
-        message = "Structured output knows no bounds; the model was told them in the descriptions."
-        note("response_format", message, lost=False)
-    if kept.get("type") == "object" and "properties" in kept:
-        kept.setdefault("additionalProperties", False)
-    return kept
+def _closed(schema: Any, note: Note) -> Any:
+    message = "Structured output knows no bounds; the model was told them in the descriptions."
+    return closed(schema, lambda: note("response_format", message, lost=False))

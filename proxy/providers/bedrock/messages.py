@@ -11,13 +11,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice
 from proxy.providers.bedrock.content import FILLER, Parts, Piece
 from proxy.providers.bedrock.models import Model
 from proxy.providers.bedrock.reasoning import replayed_thoughts
+from proxy.providers.calls import read_arguments
 
 MAX_ID_CHARACTERS = 64
 EMPTY_RESULT = {"text": "(no output)"}
@@ -134,21 +133,9 @@ def _tool_uses(message: Json, param: str, talk: Conversation) -> list[Json]:
             raise CallerError(f"{path} is not a function call; Bedrock knows no other kind.", param=f"{path}.type")
         id = _tool_id(call.get("id"), f"{path}.id")
         talk.called[id] = function["name"]
-        arguments = _arguments(function.get("arguments"), f"{path}.function.arguments")
+        arguments = read_arguments(function.get("arguments"), f"{path}.function.arguments")
         blocks.append({"toolUse": {"toolUseId": id, "name": function["name"], "input": arguments}})
     return blocks
-
-
-def _arguments(text: Any, param: str) -> Json:
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    try:
-        arguments = msgspec.json.decode(text)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise CallerError(f"{param} must be a JSON object in a string.", param=param)
-    return arguments
 
 
 def _tool_result(message: Json, param: str, parts: Parts, talk: Conversation) -> Piece:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice
+from proxy.providers.calls import read_arguments
 from proxy.providers.gemini.content import content_parts
 from proxy.providers.gemini.models import Model
 from proxy.providers.gemini.reasoning import UNSIGNED, replayed_thoughts, signature_of
@@ -105,7 +105,7 @@ def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
         if not function:
             raise CallerError(f"{path} is not a function call; Gemini knows no other kind.", param=f"{path}.type")
         talk.names[call["id"]] = function["name"]
-        arguments = _arguments(function.get("arguments"), f"{path}.function.arguments")
+        arguments = read_arguments(function.get("arguments"), f"{path}.function.arguments")
         part: Json = {"functionCall": {"id": call["id"], "name": function["name"], "args": arguments}}
         signature = signature_of(call, message)
         if signature:
@@ -116,18 +116,6 @@ def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
             talk.notice("messages[].tool_calls[].extra_content", told, lost=False)
         parts.append(part)
     return parts
-
-
-def _arguments(text: Any, param: str) -> Json:
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    try:
-        arguments = msgspec.json.decode(text)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise CallerError(f"{param} must be a JSON object in a string.", param=param)
-    return arguments
 
 
 def _result_parts(message: Json, param: str, talk: Conversation) -> list[Json]:
