@@ -36,6 +36,7 @@ from proxy.edge.prices import PricesPage
 from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.requests import Requests
 from proxy.edge.site import site
+from proxy.errors import GatewayFault
 from proxy.exchange import Attempt, Exchange
 from proxy.metering.alerts.watch import Watch
 from proxy.metering.history import History
@@ -67,6 +68,7 @@ CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
 DRAIN_SECONDS = 10.0
 DATABASE_RETRY_SECONDS = 2.0
 PARTITION_SECONDS = 86_400.0
+PRICE_LINES_SECONDS = 0.5
 BUDGET_GAUGE_SECONDS = 10.0
 LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
 """Which limit refused a request, by the error that it got."""
@@ -176,6 +178,7 @@ class Gateway:
             ("alerts", self._watch),
             ("budgets", self._measure_budgets),
             ("history", self.history.run),
+            ("price lines", self._write_price_lines),
         ):
             self._hold_task(name, work)
         with contextlib.suppress(TimeoutError):
@@ -195,6 +198,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.history.close()
+        with contextlib.suppress(GatewayFault):
+            await self.prices.write_new_lines(self.database)
         await self.shipper.close()
         await self.journal.close()
         await self.database.close()
@@ -289,6 +294,14 @@ class Gateway:
                 await asyncio.sleep(DATABASE_RETRY_SECONDS)
             else:
                 await asyncio.sleep(PARTITION_SECONDS)
+
+    async def _write_price_lines(self) -> None:
+        """Soon after a price is used for the first time, so that every row of the ledger can be calculated again."""
+        await self.database_ready.wait()
+        while True:
+            with contextlib.suppress(GatewayFault):
+                await self.prices.write_new_lines(self.database)
+            await asyncio.sleep(PRICE_LINES_SECONDS)
 
     async def _watch(self) -> None:
         await self.database_ready.wait()

@@ -58,13 +58,13 @@ def ask(gateway: Gateway, key: str, name: str, model: str = "sim/chat", **fields
     return answer.status
 
 
-def explained(gateway: Gateway, name: str, key: str = MASTER) -> dict[str, Any]:
-    """As soon as it is recorded and complete."""
+def explained(gateway: Gateway, name: str, key: str = MASTER, *, priced: bool = False) -> dict[str, Any]:
+    """As soon as it is recorded and complete; `priced`: and its price lines are there too."""
     deadline = time.monotonic() + 20
     while True:
         status, body = gateway.get(f"/api/requests/{name}", key)
         said: dict[str, Any] = json.loads(body)
-        if status == 200 and said["recorded"] and said["complete"]:
+        if status == 200 and said["recorded"] and said["complete"] and (said["agrees"] is not None or not priced):
             return said
         assert time.monotonic() < deadline, (said, gateway.tail())
         time.sleep(0.1)
@@ -158,14 +158,8 @@ def test_a_list_that_is_asked_for_wrongly_says_what_is_wrong(gateway: Gateway, q
 async def test_the_command_shows_each_product_of_the_bill_and_finds_a_wrong_sum(gateway: Gateway) -> None:
     prompt: list[Any] = [{"role": "user", "content": f"nonce=cmd {marker(cache_read=40)} and some words"}]
     assert ask(gateway, gateway.key, "cmd", "gpt", messages=prompt) == 200
-    said = explained(gateway, "cmd")
+    said = explained(gateway, "cmd", priced=True)
     connection = await owner(gateway)
-    await connection.execute(
-        "INSERT INTO strata.price_lines (source, lines) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        said["attempts"][0]["bill"]["price_source"],
-        json.dumps(RATES),
-    )
-    said = explained(gateway, "cmd")
     [bill] = [one["bill"] for one in said["attempts"]]
     assert (bill["agrees"], said["agrees"]) == (True, True)
     assert sum(line["pico_usd"] for line in bill["lines"]) == bill["cost_nano_usd"] * 1000

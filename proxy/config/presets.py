@@ -60,6 +60,13 @@ EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 
 PRESETS: dict[str, Preset] = {
     "openai": Preset("https://api.openai.com/v1", "OPENAI_API_KEY", bills_after_abort=False),
+    "anthropic": Preset(
+        "https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False,
+        quirks={"forward": ("anthropic-beta",)},
+    ),
+    "gemini": Preset(
+        "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY GOOGLE_API_KEY", api="gemini"
+    ),
     "azure": Preset(
         "{endpoint}", "AZURE_OPENAI_API_KEY", api="azure", needs_key=False,
         options={
@@ -68,13 +75,6 @@ PRESETS: dict[str, Preset] = {
             "authority": "AZURE_AUTHORITY_HOST", "scope": "",
         },
         secrets={"client_secret": "AZURE_CLIENT_SECRET"},
-    ),
-    "anthropic": Preset(
-        "https://api.anthropic.com", "ANTHROPIC_API_KEY", api="anthropic", bills_after_abort=False,
-        quirks={"forward": ("anthropic-beta",)},
-    ),
-    "gemini": Preset(
-        "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY GOOGLE_API_KEY", api="gemini"
     ),
     "vertex": Preset(
         "https://{region}-aiplatform.googleapis.com",
