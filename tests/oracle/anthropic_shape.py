@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from tests.oracle import mind
 from tests.oracle.bill import Item
 from tests.oracle.script import Wanted
+
+PATH = re.compile(r"/messages$")
+asked = mind.from_anthropic
 
 TYPES = {
     400: "invalid_request_error",

@@ -7,7 +7,6 @@ has had enough of tools once one has answered. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
@@ -104,7 +103,3 @@ def from_anthropic(body: Json) -> Asked:
         body.get("output_config", {}).get("format", {}).get("schema", told),
         isinstance(last, list) and any(block["type"] == "tool_result" for block in last),
     )
-
-
-ASKED: dict[str, Callable[[Json], Asked]] = {"openai": from_openai, "anthropic": from_anthropic}
-"""By API. One that is not here cannot be clever."""

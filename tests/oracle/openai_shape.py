@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from tests.oracle import mind
 from tests.oracle.bill import Item
 from tests.oracle.script import Wanted
+
+PATH = re.compile(r"/chat/completions$")
+asked = mind.from_openai
 
 CREATED = 1_790_000_000
 TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error", 429: "requests"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -74,9 +74,9 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A request as both APIs mean it."""
+    """A request as every API means it."""
 
-    api: Literal["openai", "anthropic"]
+    api: str
     model: str
     stream: bool
     include_usage: bool
@@ -114,12 +114,22 @@ def marker(**script: Any) -> str:
     return f"@@{msgspec.json.encode(script).decode()}@@"
 
 
-def read(api: Literal["openai", "anthropic"], body: dict[str, Any], scripts: dict[str, Script]) -> Wanted:
-    """`scripts` says what a model does whose prompt holds no marker."""
+def read(
+    api: str,
+    body: dict[str, Any],
+    asked: Callable[[dict[str, Any]], mind.Asked],
+    scripts: dict[str, Script],
+    *,
+    whole: dict[str, Any],
+) -> Wanted:
+    """
+    `body` is a request in OpenAI's or Anthropic's words, `whole` the one that came, which is what `asked` reads;
+    `scripts` says what a model does whose prompt holds no marker.
+    """
     model = str(body.get("model", ""))
     messages: list[dict[str, Any]] = [one for one in body.get("messages") or [] if isinstance(one, dict)]
-    asked = [message for message in messages if message.get("role") == "user"]
-    last = "\n".join(_texts(asked[-1].get("content"))) if asked else ""
+    from_user = [message for message in messages if message.get("role") == "user"]
+    last = "\n".join(_texts(from_user[-1].get("content"))) if from_user else ""
     prompt = "\n".join(
         [*_texts(body.get("system")), *(text for one in messages for text in _texts(one.get("content")))]
     )
@@ -133,7 +143,7 @@ def read(api: Literal["openai", "anthropic"], body: dict[str, Any], scripts: dic
     options = body.get("stream_options") or {}
     names = [str(tool.get("name")) for tool in tools]
     if script.clever:
-        script, names = _clever(script, names, mind.think(mind.ASKED[api](body), last))
+        script, names = _clever(script, names, mind.think(asked(whole), last))
     return Wanted(
         api=api,
         model=model,

@@ -18,7 +18,10 @@ from tests.oracle.bill import Bill, Item, Prices, price
 from tests.oracle.script import BadScript, Script, Wanted, read
 
 SHAPES: dict[str, ModuleType] = {"openai": openai_shape, "anthropic": anthropic_shape}
-PATHS: Mapping[str, str] = {"/chat/completions": "openai", "/messages": "anthropic"}
+"""
+By API. A shape has `PATH`, which is searched for in what a request asks for, and may have `said(path, body)`, the
+request in the words that `script.read` knows, where its own are others.
+"""
 
 
 class HungUp(Exception):
@@ -135,7 +138,7 @@ class Connection:
         return lines[0].split(" ")[1], headers, body
 
     async def _serve(self, path: str, headers: dict[str, str], raw: bytes) -> None:
-        api = PATHS.get("/" + path.partition("?")[0].strip("/").removeprefix("v1/"))
+        api = next((name for name, shape in SHAPES.items() if shape.PATH.search(path.partition("?")[0])), None)
         if api is None:
             await self._whole(404, openai_shape.error(404, f"The oracle does not serve {path}.", "unknown_url"))
             return
@@ -143,7 +146,8 @@ class Connection:
         self.oracle.received.append((headers, body))
         shape = SHAPES[api]
         try:
-            wanted = read("openai" if api == "openai" else "anthropic", body, self.oracle.scripts)
+            said = shape.said(path, body) if hasattr(shape, "said") else body
+            wanted = read(api, said, shape.asked, self.oracle.scripts, whole=body)
         except BadScript as error:
             self.oracle.faults.append(str(error))
             await self._whole(400, shape.error(400, str(error), None))
@@ -297,7 +301,8 @@ class Answer:
     async def _stream(self) -> None:
         script, connection = self.script, self.connection
         self.item = msgspec.structs.replace(self.item, status=200)
-        stream = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
+        kind = getattr(self.shape, "STREAM_TYPE", "text/event-stream; charset=utf-8")
+        stream = {"content-type": kind, "transfer-encoding": "chunked"}
         connection._head(200, {**stream, **self.limits})
         for _ in range(script.comments):
             await self._send(b": still there\n\n")
