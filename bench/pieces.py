@@ -8,6 +8,7 @@ cases of the tests.
 
 from __future__ import annotations
 
+import re
 import timeit
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,12 +20,15 @@ from proxy.errors import GatewayError
 from proxy.exchange import Attempt, Usage
 from proxy.metering.price_lines import price_of
 from proxy.metering.prices import PriceBook
-from proxy.upstream.framing import SSE
+from proxy.upstream.answers import FRAMINGS
 from proxy.upstream.readers import TranslatedReader
 from tests.golden import CASES, Case
 
 REPEATS = 7
 SECONDS = 0.02
+LONG = 200
+"""Chunks of text in a long stream."""
+TEXT = re.compile(rb'"content":"[^"]')
 NOW_MS = 1_790_000_000_000
 OPENAI = Deployment(provider=Provider(name="openai", api_base="https://api.openai.com/v1"), model="gpt-5-mini")
 
@@ -61,11 +65,9 @@ def translation(api: str, cases: list[Case]) -> Iterator[Piece]:
     for name, spent in (("a request", requests), ("a whole answer", answers)):
         if spent:
             yield Piece(f"{api}: {name}", sum(spent) / len(spent), f"{len(spent)} cases, the dearest {max(spent):.1f}")
-    chunks = [(cost_us(work), count) for work, count in filter(None, map(_streaming, cases))]
+    chunks = [spent for spent in map(_a_chunk_us, cases) if spent is not None]
     if chunks:
-        each = [spent / count for spent, count in chunks]
-        mean = sum(spent for spent, _ in chunks) / sum(count for _, count in chunks)
-        yield Piece(f"{api}: a chunk", mean, f"{len(chunks)} streams, the dearest {max(each):.1f} a chunk")
+        yield Piece(f"{api}: a chunk of text", min(chunks), f"{len(chunks)} streams, the dearest {max(chunks):.1f}")
 
 
 def _encoding(case: Case) -> Callable[[], object] | None:
@@ -86,24 +88,39 @@ def _decoding(case: Case) -> Callable[[], object] | None:
     return _if_good(decode)
 
 
-def _streaming(case: Case) -> tuple[Callable[[], object], int] | None:
-    """From framed events to the bytes that the client gets, and how many events those are."""
+def _a_chunk_us(case: Case) -> float | None:
+    """What one more chunk of text costs a stream that is long already: from a framed event to the client's bytes."""
     stream = case.stream
     if stream is None:
         return None
-    framing = SSE()
-    arrived = [*framing.feed(stream), *framing.close()]
     translator = case.translator
+    framing = FRAMINGS[translator.framing]()
+    arrived = [*framing.feed(stream), *framing.close()]
 
-    def decode() -> bytes:
+    def reader() -> TranslatedReader:
         envelope = Envelope(id="chatcmpl-1", created=1, model="m")
         attempt = Attempt(1, OPENAI, 0)
-        reader = TranslatedReader(translator.stream_decoder(), attempt, envelope, True, lambda details, calls: None)
-        shown = [reader.feed(event) for event in arrived]
-        return b"".join([*shown, reader.close(), reader.ending(0.1)])
+        return TranslatedReader(translator.stream_decoder(), attempt, envelope, True, lambda details, calls: None)
 
-    work = _if_good(decode)
-    return (work, len(arrived)) if work is not None else None
+    trial = reader()
+    try:
+        shown = [trial.feed(event) for event in arrived]
+    except GatewayError:
+        return None
+    text = next((at for at, data in enumerate(shown) if TEXT.search(data) and b'finish_reason":"' not in data), None)
+    if text is None:
+        return None
+
+    def decode(times: int) -> Callable[[], object]:
+        events = [*arrived[: text + 1], *[arrived[text]] * times]
+
+        def work() -> bytes:
+            made = reader()
+            return b"".join([made.feed(event) for event in events])
+
+        return work
+
+    return (cost_us(decode(LONG)) - cost_us(decode(0))) / LONG
 
 
 def _if_good(work: Callable[[], object]) -> Callable[[], object] | None:
