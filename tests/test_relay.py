@@ -18,6 +18,7 @@ from proxy.exchange import Budget, Caller, Exchange, Hold
 from proxy.metering.journal import Journal, MeteringUnavailable
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
+from proxy.providers import ChatRequest, Target, UpstreamRequest
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
 from proxy.telemetry.metrics import Metrics
@@ -333,3 +334,26 @@ async def test_where_every_provider_is_spent_the_caller_is_told_not_to_retry(hou
         await house.ask(house.plan("one"), exchange, max_tokens=5)
     assert (refused.value.status, refused.value.headers["x-should-retry"]) == (429, "false")
     assert house.asked == [] and exchange.attempts == []
+
+
+async def test_what_was_set_aside_is_free_again_if_the_limit_cannot_be_said(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request without a limit is translated again with one, and the second time it may be refused."""
+    translator = house.accounts["one"].translator
+    encode = translator.encode_request
+
+    def picky(chat: ChatRequest, target: Target) -> UpstreamRequest:
+        if "max_completion_tokens" in chat:
+            raise CallerError("Thinking needs more than that.", param="max_completion_tokens")
+        return encode(chat, target)
+
+    monkeypatch.setattr(translator, "encode_request", picky)
+    exchange = house.exchange(budgets=(BUDGET,))
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(CallerError):
+        await house.relay.answer(house.plan("one"), chat, exchange)
+    (attempt,) = exchange.attempts
+    assert attempt.hold is not None
+    assert (attempt.settled, attempt.dispatched, attempt.cost_nano_usd) == (True, False, 0)
+    assert (house.asked, house.rows) == ([], [])

@@ -170,7 +170,7 @@ class Relay:
             output_tokens_bound=output_bound(asked, road.target),
             asked_service_tier=request.service_tier or str(request.body.get("service_tier") or ""),
         )
-        caller = exchange.caller
+        caller, limit = exchange.caller, None
         reserve = self._reserve
         if caller is not None and (
             caller.budgets or reserve.block_unpriced or step.deployment.provider.name in reserve.providers
@@ -180,13 +180,14 @@ class Relay:
                     exchange.provider_budgets += (budget,)
             strict = step.model.strict if exchange.strict is None else exchange.strict
             limit = await reserve.set_aside(caller, attempt, asked, road.target, strict=strict)
+        exchange.attempts.append(attempt)
+        try:
+            # From here on whatever fails is settled, and what was set aside is free again.
             if limit is not None:
                 take_notices(exchange, step.model, (limit_notice(limit),))
                 limited = {**asked, "max_completion_tokens": limit}
                 request = road.account.translator.encode_request(limited, road.target)
                 body = _encode(request.body)
-        exchange.attempts.append(attempt)
-        try:
             self._meter.dispatch(exchange, attempt)
             return await self._exchange(road.account, step, request, body, chat, exchange, attempt)
         except GatewayError as error:
