@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.providers import Json
-
+Json = dict[str, Any]
 CONTENT_TYPE = "application/json"
 
 

@@ -42,17 +42,27 @@ server: {{shutdown_grace: 5s, {server}}}
 providers:
   oai: {{type: openai_compatible, api_base: "{oracle}/v1", api_key: sk-oracle-of-the-tests}}
   claude: {{type: anthropic, api_base: "{oracle}", api_key: sk-oracle-of-the-tests}}
+  aws: {{type: bedrock, api_base: "{oracle}", region: eu-west-1, access_key_id: AKID, secret_access_key: sk-oracle}}
+  command: {{type: cohere, api_base: "{oracle}", api_key: sk-oracle-of-the-tests}}
+  mistral: {{type: mistral, api_base: "{oracle}/mistral/v1", api_key: sk-oracle-of-the-tests}}
 models:
   gpt: oai/gpt
   claude: claude/claude
   either: [claude/claude, oai/gpt]
   "gpt-*": oai/gpt-*
   "claude-*": claude/claude-*
+  "anthropic.*": aws/anthropic.*
+  "us.anthropic.*": aws/us.anthropic.*
+  "command-*": command/command-*
+  "mistral-*": mistral/mistral-*
 defaults: {{allowed_fails: 1000000}}
 prices:
   models:
     oai/*: {prices}
     claude/*: {prices}
+    aws/*: {prices}
+    command/*: {prices}
+    mistral/*: {prices}
 logging: {{level: info, format: json}}
 """
 

@@ -10,7 +10,20 @@ MODELS = {
     "openai": "gpt-clever",
     "anthropic": "claude-clever",
     "anthropic, before it knew schemas": "claude-3-5-clever",
+    "bedrock": "us.anthropic.claude-haiku-4-5-20251001-v1:0",
+    "bedrock, before it knew schemas": "anthropic.claude-3-5-sonnet-20240620-v1:0",
+    "cohere": "command-clever",
+    "mistral": "mistral-clever",
 }
 """What speaks, and a model of the test gateway's that makes sense of tools and schemas there."""
 
 CLEVER = [name for name in MODELS.values() if not name.startswith("sim/")]
+
+UNTOLD_LIMITS = {
+    MODELS["sim"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
+    MODELS["bedrock"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
+    MODELS["bedrock, before it knew schemas"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
+    MODELS["cohere"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
+    MODELS["mistral"]: ("reset-requests",),
+}
+"""By model: the rate-limit headers without a counterpart in what its provider tells."""

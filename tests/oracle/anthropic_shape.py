@@ -14,6 +14,7 @@ from tests.oracle.script import Wanted
 
 PATH = re.compile(r"/messages$")
 asked = mind.from_anthropic
+REASONS_APART = False
 
 TYPES = {
     400: "invalid_request_error",

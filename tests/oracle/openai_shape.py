@@ -14,6 +14,8 @@ from tests.oracle.script import Wanted
 
 PATH = re.compile(r"/chat/completions$")
 asked = mind.from_openai
+REASONS_APART = True
+"""Its usage says which of the output was thought."""
 
 CREATED = 1_790_000_000
 TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error", 429: "requests"}

@@ -13,14 +13,22 @@ from typing import Any
 
 import msgspec
 
-from tests.oracle import anthropic_shape, openai_shape
+from tests.oracle import anthropic_shape, bedrock_shape, cohere_shape, mistral_shape, openai_shape
 from tests.oracle.bill import Bill, Item, Prices, price
 from tests.oracle.script import BadScript, Script, Wanted, read
 
-SHAPES: dict[str, ModuleType] = {"openai": openai_shape, "anthropic": anthropic_shape}
+SHAPES: dict[str, ModuleType] = {
+    "mistral": mistral_shape,
+    "openai": openai_shape,
+    "anthropic": anthropic_shape,
+    "bedrock": bedrock_shape,
+    "cohere": cohere_shape,
+}
 """
-By API. A shape has `PATH`, which is searched for in what a request asks for, and may have `said(path, body)`, the
-request in the words that `script.read` knows, where its own are others.
+By API; the first whose `PATH` is found in what a request asks for has it. `REASONS_APART`: its usage tells thoughts
+from other output. A shape may have `said(path, body)`, the request in the words that `script.read` knows, where its own
+are others; `error_headers(status, code)`; the `LIMITS` that every answer tells; and where its streams are not SSE,
+their `STREAM_TYPE`, and `COMMENT` and `BROKEN`, what stands for a comment and for an event that cannot be read.
 """
 
 
@@ -225,7 +233,7 @@ class Answer:
             cache_write_5m_tokens=script.cache_write_5m,
             cache_write_1h_tokens=script.cache_write_1h,
             output_tokens=output,
-            reasoning_tokens=script.thinking if self.wanted.api == "openai" else 0,
+            reasoning_tokens=script.thinking if self.shape.REASONS_APART else 0,
         )
 
     def book(self) -> None:
@@ -263,6 +271,8 @@ class Answer:
         self.complete = True
         self.book()
         more = {"retry-after": self.script.retry_after} if self.script.retry_after is not None else {}
+        if hasattr(self.shape, "error_headers"):
+            more |= self.shape.error_headers(status, self.script.code)
         await self.connection._whole(status, self.shape.error(status, message, self.script.code), more)
 
     async def _garbage(self) -> None:
@@ -305,7 +315,7 @@ class Answer:
         stream = {"content-type": kind, "transfer-encoding": "chunked"}
         connection._head(200, {**stream, **self.limits})
         for _ in range(script.comments):
-            await self._send(b": still there\n\n")
+            await self._send(getattr(self.shape, "COMMENT", b": still there\n\n"))
         for number, (weight, event) in enumerate(self.shape.events(self.wanted, self.full()), start=1):
             if weight and self.sent_events == script.cut:
                 await self._break_off()
@@ -318,7 +328,8 @@ class Answer:
                 return
             if weight:
                 await connection.pause(script.gap_ms / 1000)
-            await self._send(b"data: {broken\n\n" if script.garbage == "bad_json" and number == 3 else event)
+            broken = script.garbage == "bad_json" and number == 3
+            await self._send(getattr(self.shape, "BROKEN", b"data: {broken\n\n") if broken else event)
             self.sent_events += weight > 0
             self.sent_tokens += weight
         self.complete = True
