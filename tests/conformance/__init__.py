@@ -27,3 +27,12 @@ UNTOLD_LIMITS = {
     MODELS["mistral"]: ("reset-requests",),
 }
 """By model: the rate-limit headers without a counterpart in what its provider tells."""
+
+REFUSED = {
+    MODELS["cohere"]: {
+        # docs.cohere.com/v2/reference/chat: a user says text and image_url, a tool says text and documents of text
+        "test_pdf_inputs": "Cohere takes no content of type 'file' here: text and image_url do",
+        "test_image_tool_message": "Cohere takes no content of type 'image_url' here: only text does",
+    },
+}
+"""By model: LangChain's tests of what its provider cannot do, and the words in which the gateway says so."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.conformance import REFUSED
 from tests.conftest import lack
 from tests.gateway import Gateway
 
@@ -32,8 +34,9 @@ def node_packages() -> Path:
 
 
 def run(command: Sequence[str | Path], gateway: Gateway, model: str) -> subprocess.CompletedProcess[str]:
-    """A client's own tests against the gateway, as a process that knows only its address, a key and a model."""
+    """A client's own tests against the gateway, as a process that knows only where it is, and what it must refuse."""
     known = {"STRATA_BASE_URL": gateway.base_url, "STRATA_KEY": gateway.key, "STRATA_MODEL": model}
+    known["STRATA_REFUSED"] = json.dumps(REFUSED.get(model, {}))
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return subprocess.run(
         command, cwd=ROOT, env=kept | known, capture_output=True, text=True, timeout=SECONDS, check=False

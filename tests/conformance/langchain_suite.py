@@ -1,14 +1,18 @@
 """
 LangChain's standard tests of a chat model, with its OpenAI client pointed at a gateway. `test_langchain.py` runs this
-file in an environment of its own; STRATA_BASE_URL, STRATA_KEY and STRATA_MODEL say where.
+file in an environment of its own; STRATA_BASE_URL, STRATA_KEY and STRATA_MODEL say where, and STRATA_REFUSED, a JSON
+object, in which tests the gateway has to refuse what is asked, and in which words.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
@@ -29,6 +33,14 @@ def media_without_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
         return httpx.Response(200, content=PAGE if url.endswith(".pdf") else PIXEL)
 
     monkeypatch.setattr(httpx, "get", get)
+
+
+@pytest.fixture(autouse=True)
+def refusals_where_nothing_else_is_possible(request: pytest.FixtureRequest) -> None:
+    refused: dict[str, str] = json.loads(os.environ.get("STRATA_REFUSED", "{}"))
+    if words := refused.get(request.node.name):
+        expected = pytest.RaisesExc(openai.BadRequestError, match=re.escape(words))
+        request.applymarker(pytest.mark.xfail(raises=expected, strict=True, reason=words))
 
 
 class TestThroughTheGateway(ChatModelIntegrationTests):  # type: ignore[misc]

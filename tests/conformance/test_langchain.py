@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.conformance import MODELS, environments
+from tests.conformance import MODELS, REFUSED, environments
 from tests.gateway import Gateway
 
 OPTIONS = [
@@ -26,3 +26,5 @@ def test_langchains_standard_tests_pass(gateway: Gateway, model: str) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= LEAST
+    refused = re.search(r"(\d+) xfailed", done.stdout)
+    assert int(refused[1] if refused else 0) == len(REFUSED.get(model, {}))
