@@ -105,6 +105,16 @@ def test_a_called_tool_is_parsed_and_its_result_answered(client: OpenAI, model: 
     assert second.choices[0].message.content
 
 
+@every_api
+def test_a_user_may_speak_right_after_a_tool(client: OpenAI, model: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "Climb", "arguments": "{}"}}
+    used: list[Any] = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    used += [{"role": "tool", "tool_call_id": "call_1", "content": "cancelled"}, *ask("Never mind")]
+    messages = ask("Climb") + used
+    answer = client.chat.completions.create(model=model, messages=messages, tools=[CLIMB], tool_choice="auto")
+    assert answer.choices[0].finish_reason in ("stop", "tool_calls")
+
+
 def arguments_of(events: list[ChatCompletionStreamEvent[None]]) -> tuple[str, Any]:
     pieces = "".join(event.arguments_delta for event in events if event.type == "tool_calls.function.arguments.delta")
     (done,) = [event for event in events if event.type == "tool_calls.function.arguments.done"]

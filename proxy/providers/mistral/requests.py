@@ -27,6 +27,11 @@ MEANT = SAME | RENAMED.keys() | {"model", "messages", "tools", "tool_choice", "f
 HARMLESS: dict[str, tuple[Any, ...]] = {"logit_bias": ({},), "store": (False,), "verbosity": ("medium",)}
 MAX_TEMPERATURE = 1.5
 SERVICE_TIERS = {"auto": "auto", "priority": "auto", "default": "standard_only", "standard_only": "standard_only"}
+BRIDGE = {"role": "assistant", "content": "OK."}
+"""
+Stands where a user speaks right after a tool, which Mistral refuses (its code 3230) and others take:
+github.com/mistralai/mistral-common, validation of the order of messages.
+"""
 
 _KNOWN = frozenset(
     {"role", "content", "refusal", "tool_calls", "tool_call_id", "prefix", "reasoning_content", "reasoning",
@@ -82,7 +87,14 @@ def _refuse_impossible(chat: ChatRequest) -> None:
 
 
 def _messages(messages: list[Json], note: Note) -> list[Json]:
-    encoded = [_message(message, f"messages[{number}]", note) for number, message in enumerate(messages)]
+    encoded: list[Json] = []
+    for number, message in enumerate(messages):
+        one = _message(message, f"messages[{number}]", note)
+        if one["role"] == "user" and encoded and encoded[-1]["role"] == "tool":
+            encoded.append(dict(BRIDGE))
+            told = "Mistral wants a word of the assistant's between a tool's result and a user's; one was added."
+            note("messages", told, lost=False)
+        encoded.append(one)
     if encoded and encoded[-1]["role"] == "assistant":
         # the last word must not be the assistant's, unless the answer is to go on from it
         encoded[-1].setdefault("prefix", True)
