@@ -45,9 +45,14 @@ providers:
   aws: {{type: bedrock, api_base: "{oracle}", region: eu-west-1, access_key_id: AKID, secret_access_key: sk-oracle}}
   command: {{type: cohere, api_base: "{oracle}", api_key: sk-oracle-of-the-tests}}
   mistral: {{type: mistral, api_base: "{oracle}/mistral/v1", api_key: sk-oracle-of-the-tests}}
+  gemini: {{api_base: "{oracle}/v1beta", api_key: AIza-oracle-of-the-tests}}
+  vertex: {{project: oracle, region: global, access_token: ya29-oracle-of-the-tests, api_base: "{oracle}"}}
 models:
   gpt: oai/gpt
   claude: claude/claude
+  gemini: gemini/gemini
+  gemini-on-vertex: vertex/gemini
+  claude-on-vertex: vertex/claude
   either: [claude/claude, oai/gpt]
   "gpt-*": oai/gpt-*
   "claude-*": claude/claude-*
@@ -55,6 +60,8 @@ models:
   "us.anthropic.*": aws/us.anthropic.*
   "command-*": command/command-*
   "mistral-*": mistral/mistral-*
+  "gemini-*": gemini/gemini-*
+  "vertex-*": vertex/*
 defaults: {{allowed_fails: 1000000}}
 prices:
   models:
@@ -63,6 +70,8 @@ prices:
     aws/*: {prices}
     command/*: {prices}
     mistral/*: {prices}
+    gemini/*: {prices}
+    vertex/*: {prices}
 logging: {{level: info, format: json}}
 """
 

@@ -144,7 +144,7 @@ async def test_a_number_beyond_all_numbers_is_refused(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 async def test_a_wrong_value_is_refused_and_named(gateway: Gateway, field: str) -> None:
-    for model in ("gpt", "claude"):
+    for model in ("gpt", "claude", "gemini"):
         for value in FIELDS[field]:
             given = {"model": model, "messages": MESSAGES, field: value}
             answer = await post(gateway, json.dumps(given).encode())

@@ -20,6 +20,7 @@ CACHES: dict[str, dict[str, int]] = {
     "mistral": {"cache_read": 30},
     "anthropic": {"cache_read": 30, "cache_write_5m": 7, "cache_write_1h": 5},
     "bedrock": {"cache_read": 30, "cache_write_5m": 7, "cache_write_1h": 5},
+    "gemini": {"cache_read": 30},
 }
 """What each tells apart from other input; those that are not here have no other price for it."""
 TOOLS: Any = [
@@ -100,8 +101,8 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_counted(
     rows = await gateway.settled(id, len(items))
     for row, item in zip(rows, items, strict=True):
         assert row["source"] == "counted"
-        if "garbage" in script:  # the third event: what comes after it nobody reads
-            assert row["output_tokens"] <= 1
+        if "garbage" in script:  # the third event: what comes after it nobody reads, and Gemini has text from the first
+            assert row["output_tokens"] <= 2
         else:
             assert row["output_tokens"] == item.output_tokens == 3
 

@@ -16,7 +16,7 @@ from tests.oracle import marker
 GAP_MS = 50
 
 
-@pytest.mark.parametrize("model", ["gpt", "claude"])
+@pytest.mark.parametrize("model", ["gpt", "claude", "gemini"])
 async def test_a_killed_stream_is_billed_by_its_last_second(tmp_path: Path, model: str) -> None:
     oracle = OracleProcess(tmp_path / "oracle")
     gateway = Gateway(tmp_path / "home", oracle=oracle.url).start()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from anthropic import APIStatusError, AsyncAnthropic
@@ -264,3 +266,93 @@ def test_the_verdict_finds_what_is_lost_doubled_or_wrong(
     verdict = judge(rows, items)
     assert (len(verdict.lost), len(verdict.doubled), len(verdict.wrong)) == (lost, doubled, wrong)
     assert verdict.right == (lost == doubled == wrong == 0)
+
+
+GOOGLE = "/v1beta/models/gemini-3-m:"
+CLOUD = "/v1/projects/p/locations/global/publishers/google/models/m:"
+CALL: dict[str, Any] = {"functionCall": {"name": "n", "args": {}}, "thoughtSignature": "c2lnbmVk"}
+RESULT: dict[str, Any] = {"functionResponse": {"name": "n", "response": {}}}
+
+
+def turns(*parts: dict[str, Any]) -> list[Any]:
+    return [{"role": ("user", "model")[number % 2], "parts": [part]} for number, part in enumerate(parts)]
+
+
+async def post(oracle: Oracle, path: str, body: dict[str, Any], **headers: str) -> tuple[int, str]:
+    async with httpx2.AsyncClient(base_url=oracle.url) as client:
+        answer = await client.post(path, json=body, headers=headers or {"x-goog-api-key": "AIza"})
+    return answer.status_code, answer.text
+
+
+async def test_gemini_streams_count_up_and_end_with_a_finish_reason(oracle: Oracle) -> None:
+    script = marker(thinking=2, pieces=3, cache_read=30)
+    body = {"contents": turns({"text": f"nonce=k1 {script}"})}
+    status, text = await post(oracle, f"{GOOGLE}streamGenerateContent?alt=sse", body)
+    assert status == 200
+    events = [json.loads(event.removeprefix("data: ")) for event in text.removesuffix("\r\n\r\n").split("\r\n\r\n")]
+    parts = [part for event in events for part in event["candidates"][0]["content"]["parts"]]
+    assert [(part["text"], part.get("thought", False)) for part in parts] == [
+        *((" hill", True), (" sea", True)),
+        *((" red", False), (" tree", False), (" house", False), ("", False)),
+    ]
+    assert [event["candidates"][0].get("finishReason") for event in events] == [*[None] * 5, "STOP"]
+    assert [event["usageMetadata"].get("candidatesTokenCount", 0) for event in events] == [0, 0, 1, 2, 3, 3]
+    [item] = oracle.items_of("k1")
+    used = events[-1]["usageMetadata"]
+    assert used["promptTokenCount"] == item.input_tokens + item.cache_read_tokens
+    assert used["cachedContentTokenCount"] == 30
+    assert used["candidatesTokenCount"] + used["thoughtsTokenCount"] == item.output_tokens == 5
+    assert used["totalTokenCount"] == used["promptTokenCount"] + 5
+    assert (item.api, item.model, item.reasoning_tokens) == ("gemini", "gemini-3-m", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"contents": []}, "not specified"),
+        ({"contents": turns({"text": ""})}, "must have one initialized"),
+        ({"contents": [{"role": "assistant", "parts": [{"text": "x"}]}]}, "valid role"),
+        ({"contents": turns({"text": "x"}, CALL)}, "number of function response parts"),
+        ({"contents": turns({"text": "x"}, {"text": "y"}, RESULT)}, "number of function response parts"),
+        ({"contents": turns({"text": "x"}, {"functionCall": CALL["functionCall"]}, RESULT)}, "thought_signature"),
+        ({"contents": turns({"inlineData": {"data": "AAAA"}})}, "mime_type"),
+        ({"labels": {"a": "b"}}, 'Unknown name \\"labels\\"'),
+        ({"generationConfig": {"top_p": 1}}, 'Unknown name \\"top_p\\"'),
+        ({"generationConfig": {"responseJsonSchema": {}}}, "only allowed for"),
+        ({"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}, "without function_declarations"),
+        ({"tools": [{"functionDeclarations": [{"name": "1"}]}]}, "Invalid function name"),
+        (
+            {"tools": [{"functionDeclarations": [{"name": "n", "parameters": {"type": "OBJECT", "properties": {}}}]}]},
+            "non-empty for OBJECT",
+        ),
+    ],
+)
+async def test_what_google_refuses_is_refused_and_costs_nothing(
+    oracle: Oracle, change: dict[str, Any], said: str
+) -> None:
+    status, text = await post(oracle, f"{GOOGLE}generateContent", {"contents": turns({"text": "x"}), **change})
+    assert (status, "INVALID_ARGUMENT" in text, said in text) == (400, True, True), text
+    assert [item.nano_usd for item in oracle.items] == [0]
+
+
+async def test_google_wants_a_key_and_its_cloud_a_token(oracle: Oracle) -> None:
+    body = {"contents": turns({"text": "x"}, CALL, RESULT), "labels": {"a": "b"}}
+    token = {"authorization": "Bearer ya29"}
+    assert (await post(oracle, f"{CLOUD}generateContent", body, **token))[0] == 200
+    assert (await post(oracle, f"{CLOUD}generateContent", body))[0] == 401
+    assert (await post(oracle, f"{GOOGLE}generateContent", body, **token))[0] == 403
+
+
+async def test_claude_on_vertex_has_its_model_in_the_path(oracle: Oracle) -> None:
+    path = "/v1/projects/p/locations/global/publishers/anthropic/models/claude-m:"
+    body = {"anthropic_version": "vertex-2023-10-16", "max_tokens": 5, "messages": ask("nonce=v1")}
+    token = {"authorization": "Bearer ya29"}
+    assert (await post(oracle, f"{path}rawPredict", body, **token))[0] == 200
+    assert "message_stop" in (await post(oracle, f"{path}streamRawPredict", {**body, "stream": True}, **token))[1]
+    for wrong in ({"model": "claude-m"}, {"anthropic_version": "2023-06-01"}, {"stream": True}):
+        assert (await post(oracle, f"{path}rawPredict", {**body, **wrong}, **token))[0] == 400
+    assert (await post(oracle, f"{path}rawPredict", body, **{"x-api-key": "k"}))[0] == 401
+    assert [(item.api, item.model, item.nano_usd > 0) for item in oracle.items_of("v1")] == [
+        *[("anthropic", "claude-m", True)] * 2,
+        *[("anthropic", "claude-m", False)] * 4,
+    ]

@@ -14,17 +14,27 @@ MODELS = {
     "bedrock, before it knew schemas": "anthropic.claude-3-5-sonnet-20240620-v1:0",
     "cohere": "command-clever",
     "mistral": "mistral-clever",
+    "gemini": "gemini-clever",
+    "gemini, with signatures": "gemini-3-clever",
+    "gemini, before it knew schemas": "gemini-2.0-clever",
+    "vertex": "vertex-gemini-3-clever",
+    "vertex, claude": "vertex-claude-clever",
 }
 """What speaks, and a model of the test gateway's that makes sense of tools and schemas there."""
 
 CLEVER = [name for name in MODELS.values() if not name.startswith("sim/")]
 
+_ALL_LIMITS = ("remaining-requests", "reset-requests", "remaining-tokens")
 UNTOLD_LIMITS = {
-    MODELS["sim"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
-    MODELS["bedrock"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
-    MODELS["bedrock, before it knew schemas"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
-    MODELS["cohere"]: ("remaining-requests", "reset-requests", "remaining-tokens"),
+    MODELS["sim"]: _ALL_LIMITS,
+    MODELS["bedrock"]: _ALL_LIMITS,
+    MODELS["bedrock, before it knew schemas"]: _ALL_LIMITS,
+    MODELS["cohere"]: _ALL_LIMITS,
     MODELS["mistral"]: ("reset-requests",),
+    MODELS["gemini"]: _ALL_LIMITS,
+    MODELS["gemini, with signatures"]: _ALL_LIMITS,
+    MODELS["gemini, before it knew schemas"]: _ALL_LIMITS,
+    MODELS["vertex"]: _ALL_LIMITS,
 }
 """By model: the rate-limit headers without a counterpart in what its provider tells."""
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamEvent
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.conformance import MODELS, UNTOLD_LIMITS
 from tests.gateway import Gateway
@@ -31,6 +31,14 @@ class Climb(BaseModel):
 
     peak: str
     days: int
+
+
+class Camp(BaseModel):
+    """What schemas are hard to take of: it refers to itself with a word about it, and says little of its contents."""
+
+    below: Camp = Field(description="The camp before")
+    stock: dict[str, int]
+    notes: list[Any]
 
 
 CLIMB: Any = openai.pydantic_function_tool(Climb)
@@ -145,6 +153,17 @@ def test_a_streamed_tool_call_is_parsed(client: OpenAI, model: str) -> None:
 def test_tool_choice_is_honoured(client: OpenAI, model: str, choice: Any, called: bool) -> None:
     answer = client.chat.completions.create(model=model, messages=ask("Hello"), tools=[CLIMB], tool_choice=choice)
     assert bool(answer.choices[0].message.tool_calls) is called
+
+
+@every_api
+def test_schemas_of_every_kind_are_taken(client: OpenAI, model: str) -> None:
+    schemas = {"camp": Camp.model_json_schema(), "rest": {"type": "object", "properties": {}}, "turn_back": None}
+    tools: list[Any] = [
+        {"type": "function", "function": {"name": name, **({"parameters": schema} if schema else {})}}
+        for name, schema in schemas.items()
+    ]
+    answer = client.chat.completions.create(model=model, messages=ask("Hello"), tools=tools, tool_choice="none")
+    assert answer.choices[0].message.content
 
 
 @every_api

@@ -1,4 +1,7 @@
-"""Anthropic messages: answers, streams, errors and the refusals that gateways run into. Pure."""
+"""
+Anthropic messages: answers, streams, errors and the refusals that gateways run into; the same at Vertex, where the
+model stands in the path and the version in the body. Pure.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.oracle import mind
 from tests.oracle.bill import Item
 from tests.oracle.script import Wanted
 
-PATH = re.compile(r"/messages$")
+PATH = re.compile(r"/messages$|/publishers/anthropic/models/(?P<model>[^/:]+):(?:rawPredict|streamRawPredict)$")
 asked = mind.from_anthropic
 REASONS_APART = False
 
@@ -49,12 +52,36 @@ PREVIEWS = frozenset(("container", "context_management", "mcp_servers"))
 """Fields that do not exist for those who send no beta header."""
 
 
+def said(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The request with its model in it, which Vertex has in the path."""
+    found = PATH.search(path)
+    return body if found is None or found["model"] is None else {**body, "model": found["model"]}
+
+
 def refuse(body: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
     """What Anthropic itself would refuse: status and message."""
+    if headers.get(":path", "").endswith("Predict"):
+        return _refuse_at_vertex(body, headers)
     if not headers.get("x-api-key"):
         return 401, "x-api-key header is required"
     if not headers.get("anthropic-version"):
         return 400, "anthropic-version: header is required"
+    return _refuse_body(body, headers)
+
+
+def _refuse_at_vertex(body: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
+    if not headers.get("authorization", "").startswith("Bearer "):
+        return 401, "Request is missing required authentication credential. Expected OAuth 2 access token."
+    if body.get("anthropic_version") != "vertex-2023-10-16":
+        return 400, "anthropic_version: Field required"
+    if "model" in body:
+        return 400, "model: Extra inputs are not permitted"
+    if (body.get("stream") is True) != headers.get(":path", "").endswith(":streamRawPredict"):
+        return 400, "stream: the method and the body say different things"
+    return _refuse_body({name: value for name, value in body.items() if name != "anthropic_version"}, headers)
+
+
+def _refuse_body(body: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
     unknown = sorted(
         body.keys() - FIELDS if headers.get("anthropic-beta") else body.keys() - FIELDS | body.keys() & PREVIEWS
     )

@@ -32,7 +32,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: str | None = None
     """The error's text."""
     code: str | None = None
-    """OpenAI's error code, Anthropic's error type, Bedrock's exception."""
+    """OpenAI's error code, Anthropic's error type, Bedrock's exception, Google's status."""
     delay_ms: int = 0
     """Before the response head."""
     gap_ms: int = 0

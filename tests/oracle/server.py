@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tests.oracle import anthropic_shape, bedrock_shape, cohere_shape, mistral_shape, openai_shape
+from tests.oracle import anthropic_shape, bedrock_shape, cohere_shape, gemini_shape, mistral_shape, openai_shape
 from tests.oracle.bill import Bill, Item, Prices, price
 from tests.oracle.script import BadScript, Script, Wanted, read
 
@@ -23,12 +23,14 @@ SHAPES: dict[str, ModuleType] = {
     "anthropic": anthropic_shape,
     "bedrock": bedrock_shape,
     "cohere": cohere_shape,
+    "gemini": gemini_shape,
 }
 """
 By API; the first whose `PATH` is found in what a request asks for has it. `REASONS_APART`: its usage tells thoughts
 from other output. A shape may have `said(path, body)`, the request in the words that `script.read` knows, where its own
 are others; `error_headers(status, code)`; the `LIMITS` that every answer tells; and where its streams are not SSE,
-their `STREAM_TYPE`, and `COMMENT` and `BROKEN`, what stands for a comment and for an event that cannot be read.
+their `STREAM_TYPE`, and `COMMENT` and `BROKEN`, what stands for a comment and for an event that cannot be read. What it
+refuses may depend on the path, which is among the headers as `:path`.
 """
 
 
@@ -168,7 +170,7 @@ class Connection:
             wanted = msgspec.structs.replace(wanted, script=script.healthy())
         answer = Answer(self, shape, wanted, ordinal)
         try:
-            await answer.give(shape.refuse(body, headers))
+            await answer.give(shape.refuse(body, {**headers, ":path": path}))
         finally:
             answer.book()
 

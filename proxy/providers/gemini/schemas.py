@@ -54,7 +54,8 @@ def inlined(schema: Json) -> Json:
     if not _references(whole):
         return {name: value for name, value in whole.items() if name not in GROUPS}
     # what refers to itself is still looked up in the definitions; so they stay, in their own words
-    return whole | {group: schema[group] for group in GROUPS if group in schema}
+    alone: Json = _alone(whole | {group: schema[group] for group in GROUPS if group in schema})
+    return alone
 
 
 class _Grown(Exception):
@@ -84,6 +85,16 @@ class _Inlining:
         return {name: value if name in GROUPS else self.put(value, inside, depth + 1) for name, value in node.items()}
 
 
+def _alone(node: Any) -> Any:
+    """The node with nothing beside its references, or Google refuses it: https://ai.google.dev/api/generate-content."""
+    if isinstance(node, list):
+        return [_alone(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    refers = isinstance(node.get("$ref"), str)
+    return {name: _alone(value) for name, value in node.items() if not refers or name[:1] == "$"}
+
+
 def _references(node: Any) -> bool:
     if isinstance(node, list):
         return any(_references(item) for item in node)
@@ -94,6 +105,10 @@ def _references(node: Any) -> bool:
 
 def subset(schema: Any, lost: Lost) -> Json:
     """A schema without references in OpenAPI's words. Says each keyword that has no counterpart."""
+    return _completed(_subset(schema, lost), lost)
+
+
+def _subset(schema: Any, lost: Lost) -> Json:
     if not isinstance(schema, dict):
         return {}
     cut: Json = {}
@@ -108,7 +123,7 @@ def subset(schema: Any, lost: Lost) -> Json:
             case "anyOf" | "oneOf" if isinstance(value, list):
                 _put_choices(cut, value, lost)
             case "allOf" if isinstance(value, list) and len(value) == 1:
-                cut |= subset(value[0], lost)
+                cut |= _subset(value[0], lost)
             case "enum" | "const":
                 _put_values(cut, value if name == "enum" else [value], schema.get("type"), lost)
             case "format":
@@ -121,8 +136,24 @@ def subset(schema: Any, lost: Lost) -> Json:
                 lost(name)
             case _ if name in KEPT:
                 cut[name] = value
-            case _ if name not in SILENT:
+            case _ if name not in SILENT or (name == "additionalProperties" and isinstance(value, dict)):
                 lost(name)
+    return cut
+
+
+def _completed(cut: Json, lost: Lost) -> Json:
+    """With what Google wants to be told, where JSON Schema leaves it open. Anything at all is asked for as text."""
+    if "type" not in cut and "anyOf" not in cut:
+        cut["type"] = "OBJECT" if "properties" in cut else "ARRAY" if "items" in cut else "STRING"
+        if cut["type"] == "STRING" and "nullable" not in cut:
+            lost("values of any type")
+    if cut.get("type") == "ARRAY" and "items" not in cut:
+        cut["items"] = subset({}, lost)
+    required = cut.pop("required", None)
+    properties = cut.get("properties", {})
+    described = [name for name in properties if name in required] if isinstance(required, list) else []
+    if described:
+        cut["required"] = described
     return cut
 
 
@@ -132,7 +163,7 @@ def _put_type(cut: Json, value: Any, lost: Lost) -> None:
         cut["nullable"] = True
         kinds.remove("null")
     if len(kinds) > 1:
-        cut["anyOf"] = [{"type": kind.upper()} for kind in kinds]
+        cut["anyOf"] = [_completed({"type": kind.upper()}, lost) for kind in kinds]
     elif kinds:
         cut["type"] = kinds[0].upper()
     else:
@@ -144,16 +175,20 @@ def _put_choices(cut: Json, choices: list[Any], lost: Lost) -> None:
     if len(kept) < len(choices):
         cut["nullable"] = True
     if len(kept) == 1:
-        cut |= subset(kept[0], lost)
+        cut |= _subset(kept[0], lost)
     else:
         cut["anyOf"] = [subset(choice, lost) for choice in kept]
 
 
 def _put_values(cut: Json, values: Any, kind: Any, lost: Lost) -> None:
-    """Only text can be listed."""
+    """Only text can be listed, and none that is empty; null is `nullable`."""
     listed = values if isinstance(values, list) else []
-    texts = [value for value in listed if isinstance(value, str)]
-    if len(texts) == len(listed) and (kind is None or str(kind).lower() == "string"):
+    texts = [value for value in listed if isinstance(value, str) and value]
+    if None in listed:
+        cut["nullable"] = True
+    kinds = kind if isinstance(kind, list) else [kind]
+    only_text = all(str(one).lower() in ("none", "string", "null") for one in kinds)
+    if texts and len(texts) == sum(value is not None for value in listed) and only_text:
         cut["type"], cut["enum"] = "STRING", texts
     else:
         lost("enum")

@@ -91,7 +91,9 @@ def _function(tool: Json, param: str, model: Model, note: Note) -> Json:
     def lost(keyword: str) -> None:
         note("tools[].function.parameters", f"This model's schemas have no {keyword}; it was left out.")
 
-    return {**native, "parameters": subset(schema, lost)}
+    cut = subset(schema, lost)
+    # such a model refuses an object without properties
+    return {**native, "parameters": cut} if cut.get("properties") or "anyOf" in cut else native
 
 
 def _calling(chat: Json, functions: list[Json], note: Note) -> Json:
