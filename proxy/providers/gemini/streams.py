@@ -4,6 +4,7 @@ Gemini's answers as OpenAI chunks, streamed or whole.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,8 @@ class StreamDecoder:
     @property
     def usage_so_far(self) -> Json | None:
         """What the provider has reported up to here, in OpenAI's shape; all there is when a stream is cut."""
+        with contextlib.suppress(*_MALFORMED):
+            self._count()
         return self._out.usage_so_far
 
     def feed(self, event: Event) -> list[Chunk]:
@@ -81,7 +84,13 @@ class StreamDecoder:
             raise bad_response("The provider sent sources that are none.") from error
         return chunks + self._out.end()
 
+    def _count(self) -> None:
+        counted = usage_of(self._usage)
+        if counted:
+            self._out.usage(counted)
+
     def _sources(self) -> list[Chunk]:
+        self._count()
         chunks: list[Chunk] = []
         searches = 0
         for state in self._candidates.values():
@@ -98,10 +107,8 @@ class StreamDecoder:
     def _response(self, native: Json) -> list[Chunk]:
         if isinstance(native.get("modelVersion"), str):
             self.model = native["modelVersion"]
+        # Every event counts anew, and only the last count is ever asked for.
         self._usage |= {name: value for name, value in (native.get("usageMetadata") or {}).items() if value is not None}
-        counted = usage_of(self._usage)
-        if counted:
-            self._out.usage(counted)
         chunks: list[Chunk] = []
         for candidate in native.get("candidates") or ():
             chunks += self._candidate(candidate)
