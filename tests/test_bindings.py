@@ -140,3 +140,22 @@ async def test_the_files_budgets_bind_though_the_database_takes_no_changes(
     assert [budget.limit_nano_usd for budget in bindings.everybody] == [500]
     assert [budget.limit_nano_usd for budget in bindings.providers["openai"]] == [7]
     await standby.close()
+
+
+async def test_a_mistake_of_ours_is_logged_and_the_next_poll_reads_on(
+    db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Bindings(db, ()).close()  # never started: nothing to end
+    bindings = Bindings(db, (), poll_seconds=0.01)
+    await bindings.start()
+
+    async def stumble() -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(bindings, "refresh", stumble)
+    await until(lambda: bindings.failures_total == 1)
+    await set_budget(db, "global", "", 500, None, "month")
+    await until(lambda: [budget.limit_nano_usd for budget in bindings.everybody] == [500])
+    await bindings.close()
+    assert "could not be read" in caplog.text

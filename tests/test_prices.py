@@ -6,10 +6,11 @@ import gzip
 import random
 import runpy
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import genai_prices
 import msgspec
@@ -421,3 +422,13 @@ def test_every_line_of_the_table_has_a_name_of_its_own() -> None:
                     rates[line.source] = line
     assert len(rates) > 2500
     assert any("anthropic/claude-sonnet-4-5 >200000 batch from 2026-10-14" in source for source in rates)
+
+
+def test_prices_by_the_hour_and_by_the_service_tier_at_once_stop_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our lines cannot say both; nobody lists such a model yet."""
+    hours = types.TimeOfDateConstraint(start_time=time(1, tzinfo=UTC), end_time=time(2, tzinfo=UTC))
+    listed = SimpleNamespace(constraint=hours, prices=None)
+    model = SimpleNamespace(id="m", price_variants=[SimpleNamespace(when={"service_tier": "flex"}, constraint=None)])
+    monkeypatch.setattr(build_prices, "_listed", lambda _: [listed])
+    with pytest.raises(ValueError, match="m: prices by the hour"):
+        build_prices.flatten_service_tiers(cast(Any, model))
