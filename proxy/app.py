@@ -1,5 +1,5 @@
 """
-The composition root: a config goes in, a running gateway comes out. The only file that knows every room.
+The composition root: a config goes in, a running gateway comes out. With `pages`, the only file that knows every room.
 
 Uvicorn's lifespan starts and stops a `Gateway`. Nothing here has an `if` about a request.
 """
@@ -11,12 +11,10 @@ import contextlib
 import gc
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from proxy.admission.bindings import Bindings
@@ -24,17 +22,10 @@ from proxy.admission.budgets import Budgets
 from proxy.admission.gate import Gate
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
-from proxy.config import Config, Provider
-from proxy.config.budgets import shortest
+from proxy.config import Config, Provider, Server
 from proxy.config.presets import SIM_API_BASE
-from proxy.edge.alerts import AlertsPage
-from proxy.edge.callers import Callers
 from proxy.edge.chat import Chat
-from proxy.edge.models import Models
-from proxy.edge.ops import Ops
-from proxy.edge.prices import PricesPage
 from proxy.edge.protocol import TICK_SECONDS, Door
-from proxy.edge.requests import Requests
 from proxy.edge.site import site
 from proxy.errors import GatewayFault
 from proxy.exchange import Attempt, Exchange
@@ -42,16 +33,14 @@ from proxy.metering.alerts.watch import Watch
 from proxy.metering.history import History
 from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
-from proxy.metering.price_list import listed
 from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
+from proxy.pages import pages
+from proxy.rounds import DATABASE_RETRY_SECONDS, Rounds, keep_partitions, measure_budgets, write_price_lines
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
-from proxy.storage.alerts import last_alerts
-from proxy.storage.budget_settings import list_budgets
 from proxy.storage.budgets import CHANNEL
-from proxy.storage.ledger import make_partitions
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.vault import Vault
@@ -66,10 +55,6 @@ log = logging.getLogger("strata.app")
 
 CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
 DRAIN_SECONDS = 10.0
-DATABASE_RETRY_SECONDS = 2.0
-PARTITION_SECONDS = 86_400.0
-PRICE_LINES_SECONDS = 0.5
-BUDGET_GAUGE_SECONDS = 10.0
 LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
 """Which limit refused a request, by the error that it got."""
 
@@ -123,15 +108,8 @@ class Gateway:
         self.sim = SimServer()
         self.files = RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
-        self.door = Door(
-            max_body_bytes=config.server.max_body_bytes,
-            max_in_flight=config.server.max_in_flight,
-            header_timeout_seconds=config.server.header_timeout_seconds,
-            body_timeout_seconds=config.server.body_timeout_seconds,
-            write_timeout_seconds=config.server.write_timeout_seconds,
-            keepalive_seconds=config.server.keepalive_seconds,
-        )
-        self._tasks: list[asyncio.Task[None]] = []
+        self.door = _door(config.server)
+        self.rounds = Rounds(self.metrics.count_task_failure)
         self.database_ready = asyncio.Event()
 
     async def start(self) -> None:
@@ -172,15 +150,15 @@ class Gateway:
         self.shipper.start()
         for name, work in (
             ("database", self._come_up),
-            ("partitions", self._make_partitions),
             ("ticker", self._tick),
             ("log", self.request_log.run),
-            ("alerts", self._watch),
-            ("budgets", self._measure_budgets),
             ("history", self.history.run),
-            ("price lines", self._write_price_lines),
+            ("alerts", self._with_database(self._watch)),
+            ("partitions", self._with_database(lambda: keep_partitions(self.database))),
+            ("budgets", self._with_database(lambda: measure_budgets(self.database, self.metrics))),
+            ("price lines", self._with_database(lambda: write_price_lines(self.prices, self.database))),
         ):
-            self._hold_task(name, work)
+            self.rounds.start(name, work)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.database_ready.wait(), DATABASE_RETRY_SECONDS)
 
@@ -194,9 +172,7 @@ class Gateway:
             await account.close()
         await self.files.close()
         await self.sim.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.rounds.stop()
         await self.history.close()
         with contextlib.suppress(GatewayFault):
             await self.prices.write_new_lines(self.database)
@@ -207,38 +183,7 @@ class Gateway:
 
     def app(self) -> ASGIApp:
         """The Starlette side: every route but the hot ones."""
-        models = Models(
-            self.gate,
-            self.router,
-            started_at=int(time.time()),
-            served_by=self._served_by,
-            context_window=self.prices.context_window,
-            max_output_tokens=self.prices.max_output_tokens,
-        )
-        ops = Ops(
-            ready=lambda: self.database.up or not self.keyring.stale,
-            degraded=self._degraded,
-            render=self.metrics.render,
-            token=self.config.metrics.token,
-        )
-        alerts = AlertsPage(Callers(self.gate), self.config.alerts, lambda: last_alerts(self.database))
-        prices = PricesPage(Callers(self.gate), lambda: listed(self.config, self.prices), self.prices.date)
-        requests = Requests(Callers(self.gate), self.database)
-        routes = [
-            Route("/api/alerts", alerts.show),
-            Route("/api/prices", prices.show),
-            Route("/api/requests", requests.list),
-            Route("/api/requests/{id:path}", requests.show),
-            Route("/healthz", ops.healthz),
-            Route("/readyz", ops.readyz),
-            Route("/v1/models", models.list),
-            Route("/models", models.list),
-            Route("/v1/models/{id:path}", models.retrieve),
-            Route("/models/{id:path}", models.retrieve),
-        ]
-        if self.config.metrics.enabled:
-            routes.append(Route(self.config.metrics.path, ops.metrics))
-        return site(routes, [path.decode() for path in CHAT_PATHS], self._lifespan)
+        return site(pages(self), [path.decode() for path in CHAT_PATHS], self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
@@ -247,20 +192,6 @@ class Gateway:
             yield
         finally:
             await self.stop()
-
-    def _hold_task(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        async def run() -> None:
-            while True:
-                try:
-                    await work()
-                except Exception:
-                    self.metrics.count_task_failure(name)
-                    log.exception("the background task %s failed; it starts again in a second", name)
-                    await asyncio.sleep(1.0)
-                else:
-                    return
-
-        self._tasks.append(asyncio.create_task(run(), name=name))
 
     async def _come_up(self) -> None:
         """Migrates and opens the database as soon as it is there; until then known keys are served without it."""
@@ -284,46 +215,15 @@ class Gateway:
         self.bindings.on_notice(payload)
         self.budgets.on_notice(payload)
 
-    async def _make_partitions(self) -> None:
-        """A month of the ledger ahead of time, every day. A missing one loses nothing: a default partition takes it."""
-        await self.database_ready.wait()
-        while True:
-            try:
-                await make_partitions(self.database)
-            except Unavailable:
-                await asyncio.sleep(DATABASE_RETRY_SECONDS)
-            else:
-                await asyncio.sleep(PARTITION_SECONDS)
+    def _with_database(self, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        async def wait_and_work() -> None:
+            await self.database_ready.wait()
+            await work()
 
-    async def _write_price_lines(self) -> None:
-        """Soon after a price is used for the first time, so that every row of the ledger can be calculated again."""
-        await self.database_ready.wait()
-        while True:
-            with contextlib.suppress(GatewayFault):
-                await self.prices.write_new_lines(self.database)
-            await asyncio.sleep(PRICE_LINES_SECONDS)
+        return wait_and_work
 
     async def _watch(self) -> None:
-        await self.database_ready.wait()
         await Watch(self.config.alerts, self.database, sent=self.metrics.count_alert).run()
-
-    async def _measure_budgets(self) -> None:
-        """Where the budgets stand, for the metrics: as Postgres has it, for all replicas together."""
-        await self.database_ready.wait()
-        while True:
-            with contextlib.suppress(Unavailable):
-                rows = await list_budgets(self.database)
-                self.metrics.forget_budgets()
-                for row in rows:
-                    self.metrics.set_budget(
-                        row.scope,
-                        row.name,
-                        shortest(row.window_seconds, row.calendar),
-                        limit_nano_usd=row.limit_nano_usd,
-                        spent_nano_usd=row.spent_nano_usd,
-                        resets_at_seconds=row.resets_at,
-                    )
-            await asyncio.sleep(BUDGET_GAUGE_SECONDS)
 
     async def _tick(self) -> None:
         """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""
@@ -379,14 +279,16 @@ class Gateway:
             self.metrics.count_cooldown(deployment, provider, reason)
             log.warning("deployment %s rests: %s", deployment, reason)
 
-    def _degraded(self) -> list[str]:
-        return [name for name, away in (("database", not self.database.up), ("journal", self.journal.failing)) if away]
 
-    def _served_by(self, name: str) -> tuple[str, ...]:
-        provider = self.config.providers.get(name)
-        if provider is None:
-            return ()
-        return self.prices.models(provider)
+def _door(server: Server) -> Door:
+    return Door(
+        max_body_bytes=server.max_body_bytes,
+        max_in_flight=server.max_in_flight,
+        header_timeout_seconds=server.header_timeout_seconds,
+        body_timeout_seconds=server.body_timeout_seconds,
+        write_timeout_seconds=server.write_timeout_seconds,
+        keepalive_seconds=server.keepalive_seconds,
+    )
 
 
 def is_simulated(provider: Provider) -> bool:

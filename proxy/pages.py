@@ -1,0 +1,70 @@
+"""
+Wires the pages: every route that is not hot, with what it needs of the gateway. The rest of the wiring is `app`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from proxy.edge.alerts import AlertsPage
+from proxy.edge.callers import Callers
+from proxy.edge.models import Models
+from proxy.edge.ops import Ops
+from proxy.edge.prices import PricesPage
+from proxy.edge.requests import Requests
+from proxy.metering.price_list import listed
+from proxy.storage.alerts import last_alerts
+
+if TYPE_CHECKING:
+    from proxy.app import Gateway
+
+
+def pages(gateway: Gateway) -> list[Route]:
+    """The routes; nothing of the gateway is called before a request comes."""
+    config, prices, database = gateway.config, gateway.prices, gateway.database
+    callers = Callers(gateway.gate)
+    models = Models(
+        gateway.gate,
+        gateway.router,
+        started_at=int(time.time()),
+        served_by=lambda name: _served_by(gateway, name),
+        context_window=prices.context_window,
+        max_output_tokens=prices.max_output_tokens,
+    )
+    ops = Ops(
+        ready=lambda: database.up or not gateway.keyring.stale,
+        degraded=lambda: _degraded(gateway),
+        render=gateway.metrics.render,
+        token=config.metrics.token,
+    )
+    alerts = AlertsPage(callers, config.alerts, lambda: last_alerts(database))
+    price_list = PricesPage(callers, lambda: listed(config, prices), prices.date)
+    requests = Requests(callers, database)
+    routes = [
+        Route("/api/alerts", alerts.show),
+        Route("/api/prices", price_list.show),
+        Route("/api/requests", requests.list),
+        Route("/api/requests/{id:path}", requests.show),
+        Route("/healthz", ops.healthz),
+        Route("/readyz", ops.readyz),
+        Route("/v1/models", models.list),
+        Route("/models", models.list),
+        Route("/v1/models/{id:path}", models.retrieve),
+        Route("/models/{id:path}", models.retrieve),
+    ]
+    if config.metrics.enabled:
+        routes.append(Route(config.metrics.path, ops.metrics))
+    return routes
+
+
+def _degraded(gateway: Gateway) -> list[str]:
+    away = (("database", not gateway.database.up), ("journal", gateway.journal.failing))
+    return [name for name, is_away in away if is_away]
+
+
+def _served_by(gateway: Gateway, name: str) -> tuple[str, ...]:
+    provider = gateway.config.providers.get(name)
+    return () if provider is None else gateway.prices.models(provider)
