@@ -84,7 +84,12 @@ class Gateway:
         self.vault = vault
         self.journal = Journal(home / "journal", config.ledger)
         self.shipper = Shipper(self.journal, self.database, config.ledger)
-        self.budgets = Budgets(self.database, str(self.journal.worker_id), on_short=self.shipper.adopt_soon)
+        self.budgets = Budgets(
+            self.database,
+            str(self.journal.worker_id),
+            keep=self.journal.keep,
+            wait_for_heirs=self.shipper.wait_for_heirs,
+        )
         self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
         self.gate = Gate(
             self.keyring,

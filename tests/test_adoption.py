@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.exchange import Budget
-from proxy.metering.adoption import Estate, discard_old, find_estates, segment_paths
+from proxy.metering.adoption import Estate, discard_old, find_dead, find_estates, segment_paths
 from proxy.metering.segments import DISPATCH, LOCK, PROGRESS, SETTLE, SHIPPED, read_records
 from proxy.storage import budgets
 from proxy.storage.ledger import decode_row, encode_row
@@ -110,6 +110,21 @@ async def test_a_living_worker_is_never_adopted(worker: Worker, db: Database) ->
     assert await numbers(db) == []
     assert list(find_estates(worker.journal.folder, worker.journal.name)) == []
     await living.journal.close()
+
+
+async def test_the_dead_are_known_until_their_bill_is_finished(worker: Worker, db: Database) -> None:
+    folder, me = worker.journal.folder, worker.journal.name
+    living, dead = Worker(folder, db), Worker(folder, db)
+    assert find_dead(folder, me) == set()
+    dead.die()
+    assert find_dead(folder, me) == {dead.journal.name}
+    (estate,) = find_estates(folder, me)
+    assert find_dead(folder, me) == {dead.journal.name}, "somebody is at it, and has not finished"
+    estate.finish()
+    estate.release()
+    assert find_dead(folder, me) == set()
+    for one in (living, dead):
+        await one.journal.close()
 
 
 async def test_a_journal_that_cannot_be_read_does_not_hold_up_the_others(

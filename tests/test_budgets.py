@@ -404,18 +404,43 @@ async def test_a_worker_that_is_short_gets_what_another_does_not_use(postgres: M
     assert short.slept == [0.05]
 
 
-async def test_what_is_held_is_not_given_away_and_the_refusal_tells_whom_to_ask_for_dead_workers_leases(
-    postgres: ModelPostgres,
-) -> None:
-    asked: list[None] = []
-    other = Worker(postgres, "00000000-0000-0000-0000-0000000000bb")
-    short = Worker(postgres, on_short=lambda: asked.append(None))
+async def test_what_is_held_is_not_given_away(postgres: ModelPostgres) -> None:
+    other, short = Worker(postgres, "00000000-0000-0000-0000-0000000000bb"), Worker(postgres)
     who = caller(budget(limit=1000))
     hold = await other.hold(who, 600)
     await short.refused(who, 700)
     assert other.budgets.shares() == {("b", 0): (0, 600)}
-    assert asked == [None]
     other.budgets.resolve(hold, 600)
+
+
+async def test_nobody_is_refused_before_the_leases_of_the_dead_are_back(postgres: ModelPostgres) -> None:
+    dead = Worker(postgres, "00000000-0000-0000-0000-0000000000bb")
+    who = caller(budget(limit=1000))
+    await dead.hold(who, 600)
+
+    async def adopted() -> None:
+        postgres.release_worker("00000000-0000-0000-0000-0000000000bb")
+
+    short = Worker(postgres, wait_for_heirs=adopted)
+    assert (await short.hold(who, 700)).nano_usd == 700
+
+
+async def test_what_an_answer_left_is_only_given_away_when_the_disk_has_its_settlement(postgres: ModelPostgres) -> None:
+    disk_answers = False
+
+    async def keep() -> bool:
+        return disk_answers
+
+    idle, short = Worker(postgres, "00000000-0000-0000-0000-0000000000bb", keep=keep), Worker(postgres)
+    who = caller(budget(limit=1000))
+    hold = await idle.hold(who, 600)
+    idle.budgets.resolve(hold, 100)
+    await short.refused(who, 700)
+    assert idle.budgets.shares() == {("b", 0): (500, 0)}
+    assert postgres.leased("b") == 600
+    disk_answers = True
+    await idle.idle()
+    assert postgres.leased("b") == 100
 
 
 async def test_a_raised_budget_is_asked_for_at_once(worker: Worker) -> None:

@@ -303,6 +303,24 @@ async def test_a_disk_that_does_not_answer_counts_as_failing_until_it_does(tmp_p
     await journal.close()
 
 
+async def test_whoever_asks_hears_whether_the_disk_has_what_was_written(tmp_path: Path, disk: FailingDisk) -> None:
+    journal = Journal(tmp_path, fast(), disk=disk, stuck_seconds=0.1)
+    journal.open()
+    journal.append(SETTLE, b"one")
+    assert await journal.keep()
+    assert journal.synced_records == 1
+    journal.append(SETTLE, b"two")
+    disk.sync_results = [False]
+    assert not await journal.keep(), "it was written anew elsewhere, and is not synced there"
+    assert await journal.keep()
+    journal.append(SETTLE, b"three")
+    gate = disk.gate = threading.Event()
+    assert not await journal.keep(), "the disk does not answer"
+    disk.gate = None
+    gate.set()
+    await journal.close()
+
+
 async def test_the_sync_goes_on_after_a_mistake_of_ours(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

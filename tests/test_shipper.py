@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxy.config import Ledger
 from proxy.exchange import Budget
+from proxy.metering import shipper
 from proxy.metering.adoption import segment_paths
 from proxy.metering.segments import LOCK, SHIPPED
 from proxy.metering.shipper import REFUSED_FILE
@@ -252,20 +253,41 @@ async def test_a_full_batch_does_not_wait_for_its_time(tmp_path: Path, db: Datab
     await worker.journal.close()
 
 
-async def test_whoever_is_short_of_money_has_dead_workers_adopted_at_once(tmp_path: Path, db: Database) -> None:
+async def test_whoever_is_short_of_money_waits_until_the_dead_are_adopted_and_that_is_at_once(
+    tmp_path: Path, db: Database
+) -> None:
     worker = Worker(tmp_path, db, adoption_seconds=3600.0)
-    looked: list[float] = []
-
-    async def adopt() -> None:
-        looked.append(asyncio.get_running_loop().time())
-
-    worker.shipper.adopt = adopt  # type: ignore[method-assign]
     worker.shipper.start()
+    await worker.shipper.wait_for_heirs()  # nobody is dead
+    living, dead = Worker(tmp_path, db), Worker(tmp_path, db)
+    dead.dispatch(1)
+    dead.die()
     async with asyncio.timeout(10):
-        while not looked:
-            await asyncio.sleep(0.01)
-        worker.shipper.adopt_soon()
-        while len(looked) < 2:
-            await asyncio.sleep(0.01)
+        await asyncio.gather(*(worker.shipper.wait_for_heirs() for _ in range(3)))
+    assert (worker.shipper.adopted_total, worker.shipper.orphans_total) == (1, 1)
+    assert await numbers(db) == [1]
+    for one in (worker, living):
+        await one.shipper.close()
+        await one.journal.close()
+    await dead.journal.close()
+
+
+async def test_nobody_waits_long_for_the_dead_nor_twice_for_one_whose_journal_cannot_be_read(
+    tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shipper, "HEIRS_SECONDS", 0.1)
+    worker = Worker(tmp_path, db)
+    dead = Worker(tmp_path, db)
+    dead.journal._lock, kept = os.open(os.devnull, os.O_RDWR), dead.journal._lock
+    os.close(kept)
+    for path in segment_paths(tmp_path, dead.journal.name):
+        path.unlink()
+        path.mkdir()
+    await worker.shipper.wait_for_heirs()
+    assert "are not back after 0.1 s" in caplog.text
+    caplog.clear()
+    await worker.shipper.adopt()
+    await worker.shipper.wait_for_heirs()
+    assert "not back" not in caplog.text
     await worker.shipper.close()
     await worker.journal.close()

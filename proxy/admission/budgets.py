@@ -41,6 +41,14 @@ ReturnLease = Callable[[Database, str, int, str, int], Awaitable[None]]
 AskForLeases = Callable[[Database, str, str], Awaitable[None]]
 
 
+async def _kept_already() -> bool:
+    return True
+
+
+async def _no_heirs() -> None:
+    return None
+
+
 class Budgets:
     """The budgets of this worker. `workers`: how many share them, so that the first does not lease everything."""
 
@@ -57,7 +65,8 @@ class Budgets:
         take: TakeLease = take_lease,
         give_back: ReturnLease = return_lease,
         ask_others: AskForLeases = ask_for_leases,
-        on_short: Callable[[], None] = lambda: None,
+        keep: Callable[[], Awaitable[bool]] = _kept_already,
+        wait_for_heirs: Callable[[], Awaitable[None]] = _no_heirs,
         max_accounts: int = MAX_ACCOUNTS,
     ) -> None:
         self._db = db
@@ -70,8 +79,10 @@ class Budgets:
         self._take = take
         self._give_back = give_back
         self._ask_others = ask_others
-        self._on_short = on_short
-        """Told when Postgres has too little: a dead worker's lease may be waiting to be adopted."""
+        self._keep = keep
+        """Whether the disk has what was settled so far."""
+        self._wait_for_heirs = wait_for_heirs
+        """Returns when the leases of dead workers are back."""
         self._max_accounts = max_accounts
         self._accounts: dict[str, Account] = {}
         self._past: dict[tuple[str, int], Share] = {}
@@ -233,7 +244,6 @@ class Budgets:
                     break
                 refusals += 1
                 await self._ask_around(account)
-                await self._sleep(ASK_AGAIN_SECONDS)
         except Unavailable as error:
             self._away_until = self._clock() + AWAY_SECONDS
             raise budget_unavailable() from error
@@ -242,13 +252,14 @@ class Budgets:
         raise self._exceeded(caller, account, budget, nano_usd)
 
     async def _ask_around(self, account: Account) -> None:
-        """Tells the other workers, once for all who wait here. If that is not heard, nobody gives back anything."""
-        if self._clock() < account.asked_until:
-            return
-        account.asked_until = self._clock() + ASK_AGAIN_SECONDS
-        self._on_short()
-        with contextlib.suppress(Unavailable):
-            await self._ask_others(self._db, account.budget.id, self._worker_id)
+        """Gives the living a moment to return what they do not use, asked once for all who wait here, and the dead
+        theirs. If that is not heard, nobody gives back anything."""
+        if self._clock() >= account.asked_until:
+            account.asked_until = self._clock() + ASK_AGAIN_SECONDS
+            with contextlib.suppress(Unavailable):
+                await self._ask_others(self._db, account.budget.id, self._worker_id)
+        await self._sleep(ASK_AGAIN_SECONDS)
+        await self._wait_for_heirs()
 
     async def _ask(self, account: Account, nano_usd: int) -> int:
         """
@@ -295,8 +306,15 @@ class Budgets:
         account.settled = lease.settled_nano_usd
 
     async def _return_free(self, budget_id: str, share: Share) -> None:
-        """Below zero it is a debt: the lease in Postgres grows by it, so that nobody can borrow what is spent."""
+        """
+        Below zero it is a debt: the lease in Postgres grows by it, so that nobody can borrow what is spent. What an
+        answer left of its hold is only given away when the disk has its settlement: after a loss of power the whole
+        hold would be charged.
+        """
         nano_usd, share.free = share.free, 0
+        if nano_usd > 0 and not await self._keep():
+            share.free += nano_usd
+            return
         try:
             await self._give_back(self._db, budget_id, share.starts_ms, self._worker_id, nano_usd)
         except Unavailable:

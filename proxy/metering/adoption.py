@@ -27,6 +27,10 @@ from proxy.metering.segments import (
 )
 from proxy.storage.ledger import LedgerRow, decode_row
 
+HEIR = b"heir"
+HEIR_OFFSET = 64
+"""In the lock file, behind the note of its worker."""
+
 log = logging.getLogger("strata.metering")
 
 
@@ -94,7 +98,30 @@ def find_estates(folder: Path, own_name: str) -> Iterator[Estate]:
         if estate is None:
             os.close(fd)
         else:
+            os.pwrite(fd, HEIR, HEIR_OFFSET)
             yield estate
+
+
+def find_dead(folder: Path, own_name: str) -> set[str]:
+    """The journals whose workers are dead and whose bills are not finished, whoever is at it."""
+    dead = set()
+    for lock in folder.glob(f"*{LOCK}"):
+        if lock.name == own_name + LOCK:
+            continue
+        try:
+            fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            is_dead = lock.exists()
+        except BlockingIOError:
+            is_dead = os.pread(fd, len(HEIR), HEIR_OFFSET) == HEIR
+        finally:
+            os.close(fd)
+        if is_dead:
+            dead.add(lock.name.removesuffix(LOCK))
+    return dead
 
 
 def segment_paths(folder: Path, name: str) -> list[Path]:

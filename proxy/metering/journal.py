@@ -107,6 +107,7 @@ class Journal:
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="strata-journal")
         self._task: asyncio.Task[None] | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
 
     @property
     def position(self) -> Position:
@@ -174,6 +175,17 @@ class Journal:
         """Makes the disk keep what has been appended so far."""
         async with self._turn:
             await self._sync()
+
+    async def keep(self) -> bool:
+        """Whether the disk has what was appended so far; asked to sync, it has `stuck_seconds` to answer."""
+        failures = self.sync_failures
+        # Never cancelled: a sync that is cut off would forget which records it was to keep
+        syncing = asyncio.create_task(self.sync(), name="journal keep")
+        self._keeping.add(syncing)
+        syncing.add_done_callback(self._keeping.discard)
+        done, _ = await asyncio.wait({syncing}, timeout=self._stuck_seconds)
+        whole = bool(done) and syncing.exception() is None and not self.failing and not self._kept
+        return whole and self.sync_failures == failures
 
     async def close(self) -> None:
         """Syncs, and lets the lock go. What is unsettled or unshipped then is for the next worker to adopt."""

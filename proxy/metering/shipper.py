@@ -24,6 +24,7 @@ from proxy.errors import GatewayFault
 from proxy.metering.adoption import (
     Estate,
     discard_old,
+    find_dead,
     find_estates,
     segment_number,
     segment_paths,
@@ -37,8 +38,11 @@ from proxy.storage.postgres import Database
 log = logging.getLogger("strata.metering")
 
 ADOPTION_SECONDS = 10.0
-ADOPTION_PAUSE_SECONDS = 0.5
+ADOPTION_PAUSE_SECONDS = 0.1
 """The least time between two looks at the journals of others, however often somebody asks."""
+HEIRS_SECONDS = 2.0
+"""Whoever is short of money waits so long for the leases of the dead."""
+HEIRS_LOOK_SECONDS = 0.02
 MAX_QUEUED_ROWS = 10_000
 MAX_PAUSE_SECONDS = 5.0
 REFUSED_FILE = "refused.jsonl"
@@ -79,10 +83,29 @@ class Shipper:
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._adopt_now = asyncio.Event()
+        self._waiting_for_heirs: asyncio.Task[None] | None = None
+        self._beyond_us: set[str] = set()
+        """Journals of the dead that we could not adopt."""
 
-    def adopt_soon(self) -> None:
-        """Somebody is short of money that a dead worker may have leased."""
-        self._adopt_now.set()
+    async def wait_for_heirs(self) -> None:
+        """
+        Returns when no dead worker of this machine has leases any more: at once, unless one has just died. For whoever
+        is short of money; all who wait share one look.
+        """
+        if self._waiting_for_heirs is None:
+            self._waiting_for_heirs = asyncio.create_task(self._wait_for_heirs(), name="heirs")
+        await asyncio.shield(self._waiting_for_heirs)
+
+    async def _wait_for_heirs(self) -> None:
+        try:
+            async with asyncio.timeout(HEIRS_SECONDS):
+                while find_dead(self._journal.folder, self._journal.name) - self._beyond_us:
+                    self._adopt_now.set()
+                    await asyncio.sleep(HEIRS_LOOK_SECONDS)
+        except TimeoutError:
+            log.warning("a dead worker's leases are not back after %g s", HEIRS_SECONDS)
+        finally:
+            self._waiting_for_heirs = None
 
     def offer(self, record: bytes, position: Position | None, charge: Charge) -> None:
         """A row as it was journalled, the position behind it, and its budgets. Never blocks, never loses."""
@@ -136,9 +159,10 @@ class Shipper:
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Drains, gives this worker's leases back, and ends. Before the journal's own close, after the last settle."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *filter(None, (self._waiting_for_heirs,))]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
         if await self.drain(timeout_seconds) and not self._journal.open_dispatches:
             try:
@@ -160,15 +184,18 @@ class Shipper:
 
     async def adopt(self) -> None:
         """Finishes the bills of dead workers, and deletes what is old. Raises GatewayFault when Postgres is away."""
+        beyond_us = set()
         for estate in find_estates(self._journal.folder, self._journal.name):
             try:
                 await self._settle_estate(estate)
             except GatewayFault:
                 raise
             except Exception:
+                beyond_us.add(estate.name)
                 log.exception("the journal %s cannot be adopted; the others are", estate.name)
             finally:
                 estate.release()
+        self._beyond_us = beyond_us
         self._journal.note_shipped(self._shipped_to)
         needed = min(self._journal.open_dispatches.values(), default=self._shipped_to.segment)
         below = min(needed, self._shipped_to.segment)
@@ -263,11 +290,11 @@ class Shipper:
         wake: asyncio.Event | None = None,
         least: float = 0.0,
     ) -> None:
-        """`wake` cuts a pause short, to no `least` than this many seconds, and not while Postgres is away."""
+        """`wake` cuts a pause short, to no `least` than that; without a least, not while Postgres is away."""
         pause = 0.0 if at_once else seconds
         away = False
         while True:
-            if wake is None or away:
+            if wake is None or (away and not least):
                 await asyncio.sleep(pause)
             else:
                 await asyncio.sleep(min(pause, least))

@@ -247,3 +247,20 @@ class History(RuleBasedStateMachine):
 def _key(payload: bytes) -> Key:
     row = decode_row(payload)
     return row.request_id, row.attempt
+
+
+def lend_and_lose_power() -> History:
+    """One history that dice hardly ever draw: a worker lends what an answer left of its hold, then the power goes."""
+    history = History()
+    history.begin()
+    lender, borrower = 1, 0
+    history.send(which=lender, caller=CALLERS[1], into=0, out=87)
+    history.settle(which=lender, open_=0, usage=Usage(), source="provider", told_twice=False, again=False)
+    history.send(which=borrower, caller=CALLERS[1], into=0, out=65)
+    assert len(history.world.sent) == 2, "nothing was lent"
+    try:
+        history.kill(which=borrower)
+        history.lose_power(cut=0.75, garbage=b"")
+    finally:
+        history.teardown()
+    return history

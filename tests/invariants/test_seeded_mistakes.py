@@ -19,7 +19,7 @@ from proxy.metering.journal import Journal
 from proxy.metering.meter import Meter
 from proxy.metering.price_lines import price_of
 from proxy.metering.segments import SETTLE, Record, Segment
-from tests.invariants.histories import History
+from tests.invariants.histories import History, lend_and_lose_power
 from tests.invariants.world import Bank, Power
 
 Patch = pytest.MonkeyPatch
@@ -175,3 +175,14 @@ def test_the_checks_find(number: str, mistake: Callable[[Patch], None], monkeypa
     either = "I[24]" if number == "I2" else "I[45]" if number == "I5" else number
     with pytest.raises(AssertionError, match=f"^{either}:"):
         run_state_machine_as_test(History, settings=ENOUGH)
+
+
+def test_the_checks_find_what_was_lent_before_the_disk_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A settlement that is lost with the power makes its hold due, which another worker has spent by then."""
+
+    async def keep(self: Journal) -> bool:
+        return True
+
+    monkeypatch.setattr(Journal, "keep", keep)
+    with pytest.raises(AssertionError, match=r"^I6:"):
+        lend_and_lose_power()

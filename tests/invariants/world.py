@@ -123,15 +123,23 @@ class Worker:
             self.id,
             clock=lambda: self.now,
             wall_clock=lambda: bank.now_ms / 1000,
-            sleep=lambda _: asyncio.sleep(0),
+            sleep=self._pause,
             take=bank.take_lease,
             give_back=bank.return_lease,
             ask_others=bank.ask_for_leases,
+            keep=self.journal.keep,
         )
         bank.hearers.append(self.budgets.on_notice)
         self.meter = Meter(
             self.journal, PriceBook(PRICES), offer=self._offer, on_settled=[self._settled], tokenizer=TOKENIZER
         )
+
+    async def _pause(self, _: float) -> None:
+        """As long as the others need to give something back."""
+        await asyncio.sleep(0)
+        others = [hear.__self__ for hear in self.bank.hearers]  # type: ignore[attr-defined]  # a bound method's
+        if returning := [task for budgets in others for task in budgets._returning]:
+            await asyncio.wait(returning)
 
     def _offer(self, record: bytes, position: Position | None, charge: Charge) -> None:
         self.queue.append(decode_row(record))
