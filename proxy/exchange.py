@@ -69,7 +69,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who is behind a request: a virtual key, and the user and team it belongs to."""
+    """Who is behind a request: a virtual key or a person, and the user and team behind it."""
 
     key_id: str
     name: str
@@ -80,7 +80,12 @@ class Caller(msgspec.Struct, frozen=True):
     budgets: tuple[Budget, ...] = ()
     user_id: str | None = None
     team_id: str | None = None
-    admin: bool = False
+    role: Literal["key", "viewer", "member", "admin"] = "key"
+    """`key`: a virtual key. The others are people; the master key is an admin."""
+
+    @property
+    def admin(self) -> bool:
+        return self.role == "admin"
 
 
 class Hold(msgspec.Struct):

@@ -76,4 +76,4 @@ def test_alerts_say_their_rules_and_channels_without_secrets(gateway: Gateway) -
 def test_a_key_that_is_not_the_master_key_is_refused(gateway: Gateway, path: str) -> None:
     assert get(gateway, path, None)[0] == 401
     status, said = get(gateway, path, gateway.key)
-    assert (status, said["error"]["code"]) == (403, "admin_only")
+    assert (status, said["error"]["code"]) == (403, "forbidden")

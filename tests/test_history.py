@@ -273,16 +273,24 @@ async def test_pages_follow_each_other_and_filters_narrow_them(db: Database) -> 
     await history.ship()
     seen: list[str] = []
     after = None
-    while page := await list_requests(db, Filters(), 4, after):
-        seen += [row["id"] for row in page]
-        after = (page[-1]["started_at"], page[-1]["id"])
-    assert len(seen) == len(set(seen)) == 10
-    assert len(await list_requests(db, Filters(model="fast"), 50)) == 4
-    assert len(await list_requests(db, Filters(key="ci", status=200, deployment="p/m", error_type=""), 50)) == 10
-    assert await list_requests(db, Filters(key_id=str(uuid.UUID(int=9))), 50) == []
-    moment = datetime.fromtimestamp((NOW_MS - 2) / 1000, UTC)
-    assert len(await list_requests(db, Filters(since=moment), 50)) == 6
-    assert len(await list_requests(db, Filters(until=moment), 50)) == 4
+    async with db.transaction() as connection:
+        while page := await list_requests(connection, Filters(), 4, after):
+            seen += [row["id"] for row in page]
+            after = (page[-1]["started_at"], page[-1]["id"])
+        assert len(seen) == len(set(seen)) == 10
+        assert len(await list_requests(connection, Filters(model="fast"), 50)) == 4
+        narrow = Filters(key="ci", status=200, deployment="p/m", error_type="")
+        assert len(await list_requests(connection, narrow, 50)) == 10
+        moment = datetime.fromtimestamp((NOW_MS - 2) / 1000, UTC)
+        assert len(await list_requests(connection, Filters(since=moment), 50)) == 6
+        assert len(await list_requests(connection, Filters(until=moment), 50)) == 4
+    async with db.acting_as(Caller(str(uuid.UUID(int=9)), "other", "")) as connection:
+        assert await list_requests(connection, Filters(), 50) == []
+
+
+async def find(db: Database, name: str, key_id: str = KEY_ID) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    async with db.acting_as(Caller(key_id, "ci", "")) as connection:
+        return await find_request(connection, name)
 
 
 async def test_one_request_is_found_by_its_id_or_ours_and_only_by_its_key(db: Database) -> None:
@@ -293,11 +301,11 @@ async def test_one_request_is_found_by_its_id_or_ours_and_only_by_its_key(db: Da
     fields: dict[str, Any] = {"request_id": one.id, "public_id": "mine", "started_at_ms": NOW_MS, "key_id": KEY_ID}
     await ship(db, [ledger_row(**fields), ledger_row(**{**fields, "attempt": 2})])
     for name in ("mine", str(uuid.UUID(bytes=one.id)), one.id.hex()):
-        row, bill = await find_request(db, name, KEY_ID)
+        row, bill = await find(db, name)
         assert row is not None and row["public_id"] == "mine"
         assert [line["attempt"] for line in bill] == [1, 2]
-        assert await find_request(db, name, str(uuid.UUID(int=8))) == (None, [])
+        assert await find(db, name, str(uuid.UUID(int=8))) == (None, [])
     await ship(db, [ledger_row(**{**fields, "request_id": uuid.uuid4().bytes, "public_id": "gap"})])
-    row, bill = await find_request(db, "gap")
+    row, bill = await find(db, "gap")
     assert row is None and len(bill) == 1
-    assert await find_request(db, "neither") == (None, [])
+    assert await find(db, "neither") == (None, [])

@@ -25,7 +25,7 @@ from proxy.errors import CallerError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
 from proxy.storage.keys import KeyRow
 
-MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", admin=True)
+MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", role="admin")
 
 MAX_KEY_BYTES = 512
 MAX_CALLERS = 100_000

@@ -15,6 +15,7 @@ from proxy.config.problems import shown
 from proxy.errors import CallerError
 from proxy.exchange import Budget
 from proxy.metering.explanation import Bill, Explanation, Tried, explain
+from proxy.storage.postgres import Database
 from proxy.storage.requests import find_request
 
 WIDTH = 10
@@ -34,7 +35,7 @@ def _show(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     row: dict[str, Any] | None = None
     bill: list[dict[str, Any]] = []
     if "\0" not in wanted:
-        row, bill = data.run(config_of(args, environ), home_of(args, environ), lambda db: find_request(db, wanted))
+        row, bill = data.run(config_of(args, environ), home_of(args, environ), lambda db: _find(db, wanted))
     if row is None and not bill:
         raise CallerError(
             f"No request is known as {shown(wanted)}. Its x-request-id is on its answer; rows arrive within a second.",
@@ -44,6 +45,11 @@ def _show(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     said = explain(row, bill)
     print(to_json({"object": "request", **msgspec.to_builtins(said)}) if args.json else "\n".join(told(said)))
     return 0
+
+
+async def _find(db: Database, name: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    async with db.transaction() as connection:
+        return await find_request(connection, name)
 
 
 def told(said: Explanation) -> Iterator[str]:

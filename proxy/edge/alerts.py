@@ -22,7 +22,7 @@ class AlertsPage:
         self._last = last
 
     async def show(self, request: Request) -> Response:
-        await self._callers.admit_admin(request)
+        await self._callers.admit(request)
         said = [{**dict(row), "deliveries": msgspec.json.decode(row["deliveries"])} for row in await self._last()]
         channels = [{"name": channel.name, "type": channel.__struct_config__.tag} for channel in self._config.channels]
         return json_answer({"rules": self._config.rules, "channels": channels, "said": said})

@@ -1,4 +1,4 @@
-"""Who calls a route that is not hot, and the plain JSON answer that most of them give."""
+"""Who calls a route that is not hot, whether they may, and the plain JSON answer that most of these routes give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.admission.gate import Gate
-from proxy.errors import PolicyError
+from proxy.edge.access import require
 from proxy.exchange import Caller
 
 CREDENTIALS = ("authorization", "x-api-key", "api-key")
@@ -18,20 +18,13 @@ class Callers:
         self._gate = gate
 
     async def admit(self, request: Request) -> Caller:
-        """Raises Unauthenticated, or Unavailable if only Postgres could tell."""
+        """
+        Raises Unauthenticated; PolicyError 403 where the table of `access` says no; Unavailable if only Postgres could
+        tell who it is.
+        """
         credentials = [(name, value) for name, value in request.scope["headers"] if name.decode() in CREDENTIALS]
-        return await self._gate.admit(credentials)
-
-    async def admit_admin(self, request: Request) -> Caller:
-        """Like `admit`; PolicyError 403 for a caller who may not manage the gateway."""
-        caller = await self.admit(request)
-        if not caller.admin:
-            raise PolicyError(
-                f'The key "{caller.name}" may not manage this gateway. Use the master key (auth.master_key).',
-                status=403,
-                code="admin_only",
-                error_type="policy_forbidden",
-            )
+        caller = await self._gate.admit(credentials)
+        require(caller, request.method, request.scope["route"].path)
         return caller
 
 

@@ -18,7 +18,7 @@ class PricesPage:
         self._date = date
 
     async def show(self, request: Request) -> Response:
-        await self._callers.admit_admin(request)
+        await self._callers.admit(request)
         prices = self._listed()
         unpriced = [one["deployment"] for one in prices if one["state"] == "unknown"]
         return json_answer({"table_date": self._date, "prices": prices, "unpriced": unpriced})

@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from proxy.edge.callers import Callers, json_answer
 from proxy.errors import CallerError
-from proxy.exchange import Caller
 from proxy.metering.explanation import explain
 from proxy.storage.postgres import Database
 from proxy.storage.requests import Filters, find_request, list_requests
@@ -30,7 +29,7 @@ _CURSOR = struct.Struct(">q16s")
 
 
 class Requests:
-    """Whoever may manage the gateway sees every request; another key sees its own, and no sign of the others."""
+    """An admin sees every request, people their own, a key its own; and no sign of the others."""
 
     def __init__(self, callers: Callers, database: Database) -> None:
         self._callers = callers
@@ -41,7 +40,8 @@ class Requests:
         name = request.path_params["id"]
         if "\0" in name or len(name) > MAX_VALUE_CHARS:
             raise _not_found()
-        row, bill = await find_request(self._database, name, _bound_to(caller))
+        async with self._database.acting_as(caller) as connection:
+            row, bill = await find_request(connection, name)
         if row is None and not bill:
             raise _not_found()
         return json_answer({"object": "request", **msgspec.to_builtins(explain(row, bill))})
@@ -51,7 +51,6 @@ class Requests:
         said = _parameters(request)
         limit = _whole(said, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
         filters = Filters(
-            key_id=_bound_to(caller),
             model=said.get("model"),
             key=said.get("key"),
             status=_whole(said, "status", 0, 999),
@@ -60,11 +59,13 @@ class Requests:
             since=_moment(said, "since"),
             until=_moment(said, "until"),
         )
-        rows = await list_requests(self._database, filters, limit + 1, _read_cursor(said))
+        cursor = _read_cursor(said)
+        async with self._database.acting_as(caller) as connection:
+            rows = await list_requests(connection, filters, limit + 1, cursor)
         data = [dict(row) for row in rows[:limit]]
         more = len(rows) > limit
-        cursor = _cursor(data[-1]["started_at"], data[-1]["id"]) if more else None
-        return json_answer({"object": "list", "data": data, "has_more": more, "next_cursor": cursor})
+        following = _cursor(data[-1]["started_at"], data[-1]["id"]) if more else None
+        return json_answer({"object": "list", "data": data, "has_more": more, "next_cursor": following})
 
 
 def _not_found() -> CallerError:
@@ -74,10 +75,6 @@ def _not_found() -> CallerError:
         status=404,
         code="request_not_found",
     )
-
-
-def _bound_to(caller: Caller) -> str | None:
-    return None if caller.admin else caller.key_id
 
 
 def _parameters(request: Request) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from proxy.errors import GatewayFault
+from proxy.exchange import Caller
 
 log = logging.getLogger("strata.storage")
 
@@ -34,6 +35,12 @@ SERVER_SETTINGS = {
 
 WHO_AM_I = "SELECT rolname, rolsuper, rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user"
 PROBE = "SELECT 1"
+BECOME_PERSON = "SET LOCAL ROLE strata_person"
+SAY_WHO = """
+    SELECT set_config('strata.role', $1, true), set_config('strata.user_id', $2, true),
+        set_config('strata.team_id', $3, true), set_config('strata.key_id', $4, true)
+"""
+"""What the policies of migration 0006 read; gone with the transaction."""
 
 T = TypeVar("T")
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -186,6 +193,21 @@ class Database:
                 raise
             else:
                 await transaction.commit()
+
+    @contextlib.asynccontextmanager
+    async def acting_as(self, caller: Caller, *, timeout_seconds: float = 5.0) -> AsyncIterator[Connection]:
+        """
+        A transaction in which row-level security lets through what this caller may see and change, and nothing else.
+        The only way in which a page reads or writes on somebody's behalf.
+        """
+        async with self.transaction(timeout_seconds=timeout_seconds) as connection:
+            await connection.execute(BECOME_PERSON)
+            if caller.role == "key":
+                # Not what its user may: a key that leaks must not show its owner's other keys
+                await connection.execute(SAY_WHO, caller.role, "", "", caller.key_id)
+            else:
+                await connection.execute(SAY_WHO, caller.role, caller.user_id or "", caller.team_id or "", "")
+            yield connection
 
     async def listen(self, channel: str, on_notice: Callable[[str], None]) -> None:
         """

@@ -16,10 +16,9 @@ import asyncpg
 import msgspec
 
 from proxy.storage.ledger import RowsRefused
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Connection, Database
 
 WRITE_SECONDS = 10.0
-READ_SECONDS = 5.0
 FORGET_SECONDS = 14.0
 """Below the server's own limit of a statement."""
 
@@ -54,13 +53,13 @@ FIND_REQUEST = """
         deployment, provider, stream, status, error_type, attempts, duration_ms, first_token_ms, cost_nano_usd,
         notices::text, detail::text
     FROM strata.requests
-    WHERE (public_id = $1 OR id = $2::text::uuid) AND ($3::text IS NULL OR key_id = $3::text::uuid)
+    WHERE public_id = $1 OR id = $2::text::uuid
     ORDER BY started_at DESC LIMIT 1
 """
 
 FIND_IN_LEDGER = """
     SELECT request_id::text AS id FROM strata.usage
-    WHERE (public_id = $1 OR request_id = $2::text::uuid) AND ($3::text IS NULL OR key_id = $3::text::uuid)
+    WHERE public_id = $1 OR request_id = $2::text::uuid
     ORDER BY started_at DESC LIMIT 1
 """
 
@@ -77,29 +76,25 @@ READ_BILL = """
 """
 
 
-async def find_request(
-    db: Database, name: str, key_id: str | None = None
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+async def find_request(connection: Connection, name: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """
     The newest request with this `x-request-id`, or with this id of ours: its row of the history, if it has one, and its
-    rows of the ledger. `key_id`: only a request of that key.
+    rows of the ledger. On somebody's behalf: only what the connection's role may see.
     """
     own_id = _uuid(name)
-    row = await db.fetchrow(FIND_REQUEST, name, own_id, key_id, timeout_seconds=READ_SECONDS)
+    row = await connection.fetchrow(FIND_REQUEST, name, own_id)
     found = row
     if found is None:
-        found = await db.fetchrow(FIND_IN_LEDGER, name, own_id, key_id, timeout_seconds=READ_SECONDS)
+        found = await connection.fetchrow(FIND_IN_LEDGER, name, own_id)
     if found is None:
         return None, []
-    bill = await db.fetch(READ_BILL, found["id"], timeout_seconds=READ_SECONDS)
+    bill = await connection.fetch(READ_BILL, found["id"])
     return dict(row) if row is not None else None, [dict(line) for line in bill]
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a list of requests is narrowed by; None: not by this. `key` is a name or an id."""
 
-    key_id: str | None = None
-    """Whose requests may be seen at all; None: everybody's."""
     model: str | None = None
     key: str | None = None
     status: int | None = None
@@ -115,34 +110,32 @@ LIST_REQUESTS = """
     FROM strata.requests
     WHERE (started_at, id) < ($1::timestamptz, $2::text::uuid)
         AND started_at >= coalesce($3::timestamptz, '-infinity') AND started_at < coalesce($4::timestamptz, 'infinity')
-        AND ($5::text IS NULL OR key_id = $5::text::uuid) AND ($6::text IS NULL OR model = $6)
-        AND ($7::text IS NULL OR key_name = $7 OR key_id::text = $7) AND ($8::bigint IS NULL OR status = $8)
-        AND ($9::text IS NULL OR error_type = $9) AND ($10::text IS NULL OR deployment = $10)
-    ORDER BY started_at DESC, id DESC LIMIT $11
+        AND ($5::text IS NULL OR model = $5) AND ($6::text IS NULL OR key_name = $6 OR key_id::text = $6)
+        AND ($7::bigint IS NULL OR status = $7) AND ($8::text IS NULL OR error_type = $8)
+        AND ($9::text IS NULL OR deployment = $9)
+    ORDER BY started_at DESC, id DESC LIMIT $10
 """
 
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 async def list_requests(
-    db: Database, filters: Filters, limit: int, after: tuple[datetime, str] | None = None
+    connection: Connection, filters: Filters, limit: int, after: tuple[datetime, str] | None = None
 ) -> list[asyncpg.Record]:
-    """Newest first; `after`: the start and id of the last row that has been seen."""
+    """Newest first, of those that the connection's role may see; `after`: the start and id of the last row seen."""
     started_at, last_id = after or (datetime.now(UTC) + timedelta(days=1), LAST_ID)
-    return await db.fetch(
+    return await connection.fetch(
         LIST_REQUESTS,
         started_at,
         last_id,
         filters.since,
         filters.until,
-        filters.key_id,
         filters.model,
         filters.key,
         filters.status,
         filters.error_type,
         filters.deployment,
         limit,
-        timeout_seconds=READ_SECONDS,
     )
 
 
