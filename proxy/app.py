@@ -79,7 +79,8 @@ class Gateway:
         vault = Vault.open(home, environ)
         self.metrics = Metrics(config)
         self.metrics.config_loaded(config.hash)
-        self.database = Database(dsn, size=config.database.pool)
+        listen_at = config.database.listen_url
+        self.database = Database(dsn, size=config.database.pool, listen_dsn=listen_at.reveal() if listen_at else None)
         self.keyring = Keyring(self.database, vault.pepper, pepper_id=vault.pepper_id, static=config.keys.static)
         self.vault = vault
         self.journal = Journal(home / "journal", config.ledger)

@@ -31,6 +31,7 @@ settings.load_profile("strata")
 PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nginx": ("nginx", "/usr/sbin/nginx"),
+    "pgbouncer": ("pgbouncer", "/usr/sbin/pgbouncer"),
     "node": ("node", "nodejs"),
     "prometheus": ("prometheus",),
     "promtool": ("promtool",),

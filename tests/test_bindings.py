@@ -132,7 +132,7 @@ async def test_the_files_budgets_bind_though_the_database_takes_no_changes(
     db: Database, database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await set_budget(db, "provider", "openai", 7, 60, None)
-    monkeypatch.setitem(postgres.SERVER_SETTINGS, "default_transaction_read_only", "on")
+    monkeypatch.setitem(postgres.SETTINGS, "default_transaction_read_only", "on")
     standby = Database(database_dsn)
     await standby.open()
     bindings = Bindings(standby, (GLOBAL,))

@@ -60,6 +60,8 @@ class Server(Struct, frozen=True, kw_only=True):
 class Database(Struct, frozen=True, kw_only=True):
     url: Secret | None = None
     """None: the embedded server in the data folder."""
+    listen_url: Secret | None = None
+    """Where notices are heard if `url` is a pooler that hands each transaction to another session."""
     auto_migrate: bool = True
     pool: int = 4
 

@@ -75,6 +75,7 @@ _SERVER: Keys = {
 _DATABASE: Keys = {
     "url": Key("url", postgres_url),
     "auto_migrate": Key("auto_migrate", boolean),
+    "listen_url": Key("listen_url", postgres_url),
     "pool": Key("pool", integer(1, 1_000)),
 }
 _AUTH: Keys = {"master_key": Key("master_key", secret)}
@@ -218,9 +219,10 @@ def _build(
     metrics = read_map(child(telemetry, "metrics"), "telemetry.metrics", _METRICS, report)
     flag_inline_secret(child(child(telemetry, "metrics"), "token"), "telemetry.metrics.token", "METRICS_TOKEN", report)
     database = fields("database", _DATABASE)
-    url = child(sections.get("database"), "url")
-    if isinstance(url, ScalarNode) and "@" in url.text and ":" in url.text.partition("://")[2].rpartition("@")[0]:
-        flag_inline_secret(url, "database.url", "DATABASE_URL", report)
+    for name, variable in (("url", "DATABASE_URL"), ("listen_url", "DATABASE_LISTEN_URL")):
+        url = child(sections.get("database"), name)
+        if isinstance(url, ScalarNode) and "@" in url.text and ":" in url.text.partition("://")[2].rpartition("@")[0]:
+            flag_inline_secret(url, f"database.{name}", variable, report)
     auth = fields("auth", _AUTH)
     _check_master_key(auth, child(sections.get("auth"), "master_key"), report, new_secret)
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import asyncpg
 
 from proxy.errors import GatewayFault
+from proxy.storage.address import read_address
 from proxy.storage.postgres import translate
 
 CONNECT_SECONDS = 5.0
@@ -33,8 +34,7 @@ CREATE_LIST = """
 LIST_EXISTS = "SELECT to_regclass('public.strata_migrations') IS NOT NULL"
 READ_LIST = "SELECT name, sha256 FROM public.strata_migrations ORDER BY name"
 RECORD = "INSERT INTO public.strata_migrations (name, sha256) VALUES ($1, $2)"
-TAKE_TURN = "SELECT pg_advisory_lock($1)"
-END_TURN = "SELECT pg_advisory_unlock($1)"
+TAKE_TURN = "SELECT pg_advisory_xact_lock($1)"
 
 
 class Migration(NamedTuple):
@@ -56,19 +56,23 @@ def known_migrations(folder: Path | None = None) -> list[Migration]:
 
 async def migrate(owner_dsn: str, *, folder: Path | None = None) -> list[str]:
     """
-    Applies what is missing, each file in a transaction, and returns the names. Several may call it at once: they take
-    turns. GatewayFault: the database is newer than we are, or one of its migrations is not the file we know.
+    Applies what is missing, each file in a transaction. Several may call it at once: they take turns, and each returns
+    the names that it applied itself. GatewayFault: the database is newer than we are, or one of its migrations is not
+    the file we know.
     """
     applied: list[str] = []
     known = known_migrations(folder)
     async with _owner(owner_dsn) as connection:
-        await connection.execute(TAKE_TURN, ONE_AT_A_TIME, timeout=TURN_SECONDS)
-        await connection.execute(CREATE_LIST)
-        for migration in _missing(known, await connection.fetch(READ_LIST)):
-            await _apply(connection, migration)
-            applied.append(migration.name)
-        await connection.execute(END_TURN, ONE_AT_A_TIME)
-    return applied
+        while True:
+            # One transaction each, and the turn is its own: behind a pooler, that is all that a session is good for
+            async with connection.transaction():
+                await connection.execute(TAKE_TURN, ONE_AT_A_TIME, timeout=TURN_SECONDS)
+                await connection.execute(CREATE_LIST)
+                missing = _missing(known, await connection.fetch(READ_LIST))
+                if not missing:
+                    return applied
+                await _apply(connection, missing[0])
+            applied.append(missing[0].name)
 
 
 async def pending(owner_dsn: str, *, folder: Path | None = None) -> list[str]:
@@ -98,9 +102,8 @@ def _missing(known: list[Migration], applied: list[asyncpg.Record]) -> list[Migr
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
     try:
-        async with connection.transaction():
-            await connection.execute(migration.sql)
-            await connection.execute(RECORD, migration.name, migration.sha256)
+        await connection.execute(migration.sql)
+        await connection.execute(RECORD, migration.name, migration.sha256)
     except asyncpg.InsufficientPrivilegeError as error:
         raise _fault(
             f"Migration {migration.name} needs more rights ({error}). The login of DATABASE_URL must own the database "
@@ -116,7 +119,12 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """A connection as the schema's owner, without the pool's role and time limits."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            connection = await asyncpg.connect(dsn, server_settings={"application_name": "strata migrate"})
+            address = read_address(dsn)
+            connection = await asyncpg.connect(
+                address.dsn,
+                server_settings={"application_name": "strata migrate"},
+                statement_cache_size=0 if address.pooled else 100,
+            )
         try:
             yield connection
         finally:

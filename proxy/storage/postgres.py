@@ -18,6 +18,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from proxy.errors import GatewayFault
 from proxy.exchange import Caller
+from proxy.storage.address import read_address
 
 log = logging.getLogger("strata.storage")
 
@@ -25,13 +26,15 @@ CONNECT_SECONDS = 3.0
 RELEASE_SECONDS = 1.0
 LISTEN_PROBE_SECONDS = 15.0
 LISTEN_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-SERVER_SETTINGS = {
-    "application_name": "strata",
+STATEMENTS_KEPT = 100
+NAME = {"application_name": "strata"}
+SETTINGS = {
     "search_path": "strata, pg_temp",
     # Backstops in the server: a worker that hangs or is cut off must not hold a budget's row for ever.
-    "statement_timeout": "15s",
-    "idle_in_transaction_session_timeout": "15s",
+    "statement_timeout": "'15s'",
+    "idle_in_transaction_session_timeout": "'15s'",
 }
+"""Set by statements: a pooler refuses to start a session with them."""
 
 WHO_AM_I = "SELECT rolname, rolsuper, rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user"
 PROBE = "SELECT 1"
@@ -70,6 +73,7 @@ AWAY: tuple[type[BaseException], ...] = (
     asyncpg.InvalidCatalogNameError,
 )
 REFUSED_LOGIN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+LOST_STATEMENT = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 OUTDATED_PLAN = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
 
 
@@ -84,6 +88,8 @@ def translate(error: BaseException) -> GatewayFault | None:
         return Unavailable() if "clos" in str(error) or "terminated" in str(error) else None
     if isinstance(error, OUTDATED_PLAN):
         return Unavailable("The database's schema has just changed; try again.")
+    if isinstance(error, LOST_STATEMENT):
+        return _pooler_fault()
     if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.InvalidParameterValueError):
         text = str(error)
         if 'role "' in text or '"role"' in text or "set role" in text:
@@ -95,9 +101,21 @@ def _config_fault(message: str) -> GatewayFault:
     return GatewayFault(message, code="gateway_config", error_type="gateway_config")
 
 
-async def assert_role(connection: asyncpg.Connection[asyncpg.Record] | Connection) -> None:
-    """GatewayFault if this connection's role passes by row-level security; run on every new connection."""
+def _pooler_fault() -> GatewayFault:
+    return _config_fault(
+        "A pooler before the database hands each transaction to another session. Say so in DATABASE_URL: add "
+        "?pgbouncer=true to it."
+    )
+
+
+async def assert_role(connection: asyncpg.Connection[asyncpg.Record] | Connection, role: str | None = None) -> None:
+    """
+    GatewayFault if this connection's role is not the one that it was given, or passes by row-level security; run on
+    every new connection.
+    """
     row = await connection.fetchrow(WHO_AM_I, timeout=CONNECT_SECONDS)
+    if row is not None and role not in (None, row["rolname"]):
+        raise _pooler_fault()  # another session has taken the role
     if row is None or row["rolsuper"] or row["rolbypassrls"]:
         name = row["rolname"] if row else "?"
         raise _config_fault(
@@ -119,12 +137,19 @@ async def _keep_session(_: object) -> None:
 class Database:
     """
     A pool of at most `size` connections. `role`: whom they act as; None for the login's own, which must be as harmless.
+    `listen_dsn`: where notices are heard, if not there: behind a pooler by the transaction none are.
     """
 
-    def __init__(self, dsn: str, *, size: int = 4, role: str | None = "strata_app") -> None:
-        self._dsn = dsn
+    def __init__(
+        self, dsn: str, *, size: int = 4, role: str | None = "strata_app", listen_dsn: str | None = None
+    ) -> None:
+        self._dsn, self._pooled = read_address(dsn)
+        self._listen_at = read_address(listen_dsn or dsn)
         self._size = size
-        self._settings = SERVER_SETTINGS if role is None else {**SERVER_SETTINGS, "role": role}
+        self._role = role
+        settings = SETTINGS if role is None else {**SETTINGS, "role": '"{}"'.format(role.replace('"', '""'))}
+        self._session_settings = "; ".join(f"SET {name} = {value}" for name, value in settings.items())
+        self._local_settings = "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._listeners: list[asyncio.Task[None]] = []
         self._up = False
@@ -142,8 +167,9 @@ class Database:
                 min_size=0,
                 max_size=self._size,
                 timeout=CONNECT_SECONDS,
-                server_settings=self._settings,
-                init=assert_role,
+                server_settings=NAME,
+                statement_cache_size=0 if self._pooled else STATEMENTS_KEPT,
+                init=self._begin_session,
                 reset=_keep_session,
             )
         await self.execute(PROBE, timeout_seconds=CONNECT_SECONDS + 1.0)
@@ -180,6 +206,8 @@ class Database:
             transaction = connection.transaction()
             await transaction.start()
             try:
+                if self._pooled:
+                    await connection.execute(self._local_settings)
                 yield connection
             except asyncio.CancelledError:
                 # Ends the connection, which rolls back too: a ROLLBACK would wait for a server that may be silent.
@@ -212,18 +240,35 @@ class Database:
     async def listen(self, channel: str, on_notice: Callable[[str], None]) -> None:
         """
         Calls `on_notice(payload)` for each NOTIFY on `channel`, and `on_notice("")` after every connect: whatever was
-        said before it is lost, so read afresh. Goes on until `close`, over a connection of its own.
+        said before it is lost, so read afresh. Goes on until `close`, over a connection of its own. Where no notice can
+        be heard, that is all: whoever listens must look now and then.
         """
+        if self._listen_at.pooled:
+            log.warning("a pooler stands before the database: %s are noticed by looking now and then", channel)
+            on_notice("")
+            return
         self._listeners.append(asyncio.create_task(self._keep_listening(channel, on_notice), name=f"listen {channel}"))
 
     async def _call(self, call: Callable[[Connection], Awaitable[T]], timeout_seconds: float) -> T:
         try:
+            if self._pooled:
+                async with self.transaction(timeout_seconds=timeout_seconds) as connection:
+                    return await call(connection)
             async with self._connection(timeout_seconds, translated=False) as connection:
                 return await call(connection)
         except OUTDATED_PLAN:
             # asyncpg has dropped the plan by now
             async with self._connection(timeout_seconds) as connection:
                 return await call(connection)
+
+    async def _begin_session(self, connection: asyncpg.Connection[asyncpg.Record] | Connection) -> None:
+        if self._pooled:
+            async with connection.transaction():
+                await connection.execute(self._local_settings)
+                await assert_role(connection, self._role)
+            return
+        await connection.execute(self._session_settings)
+        await assert_role(connection, self._role)
 
     @contextlib.asynccontextmanager
     async def _connection(self, timeout_seconds: float, *, translated: bool = True) -> AsyncIterator[Connection]:
@@ -259,7 +304,7 @@ class Database:
         while True:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    connection = await asyncpg.connect(self._dsn, server_settings=self._settings)
+                    connection = await asyncpg.connect(self._listen_at.dsn, server_settings=NAME)
                 try:
                     await self._hear(connection, channel, on_notice)
                     failures = 0
@@ -288,7 +333,8 @@ class Database:
 
         connection.add_termination_listener(lambda _: ended.set())
         async with asyncio.timeout(CONNECT_SECONDS):
-            await assert_role(connection)
+            await connection.execute(self._session_settings)
+            await assert_role(connection, self._role)
             await connection.add_listener(channel, heard)
         tell("")
         while not ended.is_set():
