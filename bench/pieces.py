@@ -1,6 +1,6 @@
 """
 `python -m bench.pieces`: what single pieces of the path cost, in this process alone: a price, a ceiling, the digest of
-a key, and for each API a request translated, an answer and a chunk translated back.
+a key, a turn at its limits, and for each API a request translated, an answer and a chunk translated back.
 
 The least of several repeats counts: everything above it is the machine's noise. Requests and answers are the golden
 cases of the tests.
@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from proxy.admission.keys import digest, new_key
+from proxy.admission.limits import Limits, Standing
+from proxy.admission.turns import Turn, Turns, wanted_tokens
 from proxy.config import Deployment, Provider
 from proxy.dialects.openai import Envelope, stamp_completion
+from proxy.edge.replies import limit_lines
 from proxy.errors import GatewayError
-from proxy.exchange import Attempt, Usage
+from proxy.exchange import Attempt, Caller, Exchange, Limit, Usage
 from proxy.metering.price_lines import price_of
 from proxy.metering.prices import PriceBook
+from proxy.providers import ChatRequest
 from proxy.upstream.answers import FRAMINGS
 from proxy.upstream.readers import TranslatedReader
 from tests.golden import CASES, Case
@@ -56,6 +60,30 @@ def money() -> Iterator[Piece]:
     yield Piece("a ceiling", cost_us(lambda: book.ceiling(OPENAI, 1000, 4096)))
     key, pepper = new_key().encode(), b"p" * 32
     yield Piece("the digest of a key", cost_us(lambda: digest(key, pepper)))
+
+
+def limits() -> Iterator[Piece]:
+    """A request's turn: taken, and given back with what it used."""
+    chat: ChatRequest = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 100}
+    done = Exchange(bytes(16), "req_1", "chat", 0, 0, attempts=[Attempt(1, OPENAI, 0, usage=Usage(20, output=30))])
+    for name, own in (
+        ("requests", Limit("key:k", "key", rpm=6 * 10**7)),
+        ("requests, tokens, parallel", Limit("key:k", "key", 6 * 10**7, 10**9, 10**9)),
+    ):
+        turns, caller = Turns(Limits()), Caller("k", "ci", "sk-strata-…", limits=(own,))
+
+        def take(turns: Turns = turns, caller: Caller = caller) -> Turn | None:
+            bound = turns.binding(caller, "fast", "fast")
+            return turns.take_now(caller, bound, "fast", "fast", wanted_tokens(chat, 200))
+
+        def whole(take: Callable[[], Turn | None] = take) -> None:
+            turn = take()
+            assert turn is not None
+            limit_lines(turn.standing() or Standing())
+            turn.end(done)
+
+        yield Piece(f"limits: {name}", cost_us(take), "a turn taken")
+        yield Piece(f"limits: {name}", cost_us(whole), "taken, told in headers, ended")
 
 
 def translation(api: str, cases: list[Case]) -> Iterator[Piece]:
@@ -136,7 +164,7 @@ def main() -> None:
     by_api: dict[str, list[Case]] = {}
     for case in CASES:
         by_api.setdefault(case.api, []).append(case)
-    for piece in [*money(), *(piece for api, cases in by_api.items() for piece in translation(api, cases))]:
+    for piece in [*money(), *limits(), *(piece for api, cases in by_api.items() for piece in translation(api, cases))]:
         print(f"{piece.name:32} {piece.microseconds:8.2f} µs   {piece.note}".rstrip())
 
 

@@ -22,6 +22,7 @@ from proxy.admission.budgets import Budgets
 from proxy.admission.gate import Gate
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
+from proxy.admission.turns import Turns
 from proxy.config import Config, Provider, Server
 from proxy.config.presets import SIM_API_BASE
 from proxy.edge.chat import Chat
@@ -92,9 +93,11 @@ class Gateway:
             wait_for_heirs=self.shipper.wait_for_heirs,
         )
         self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
+        limits = Limits(config.limits)
+        self.turns = Turns(limits)
         self.gate = Gate(
             self.keyring,
-            Limits(),
+            limits,
             vault.pepper,
             prefix=config.keys.prefix,
             master_key=config.auth.master_key,
@@ -144,6 +147,7 @@ class Gateway:
         )
         chat = Chat(
             self.gate,
+            self.turns,
             self.router,
             relay,
             self.meter,
@@ -273,7 +277,8 @@ class Gateway:
         if exchange.error is not None:
             limit = LIMITS.get(exchange.error.error_type)
             if limit is not None:
-                self.metrics.count_rate_limited(str(exchange.error.details.get("scope", "key")), limit)
+                details = exchange.error.details
+                self.metrics.count_rate_limited(str(details.get("scope", "key")), str(details.get("limit", limit)))
         self.request_log.access(exchange)
 
     def _deployment_changed(self, deployment: str, up: bool, reason: str) -> None:

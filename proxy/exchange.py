@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from proxy.admission.limits import RateLimit
+    from proxy.admission.limits import Standing
+    from proxy.admission.turns import Turn
     from proxy.config import Deployment, Model
     from proxy.errors import GatewayError
     from proxy.metering.price_lines import Price
@@ -68,6 +69,23 @@ class Budget(msgspec.Struct, frozen=True):
     calendar: Literal["day", "week", "month"] | None = None
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """
+    How fast somebody may ask: so many requests and tokens a minute, so many requests at once. None: not limited.
+    """
+
+    id: str
+    """Whom it is for: `key:<id>`, `team:<id>/smart`. The same on every worker."""
+    scope: Literal["key", "user", "team", "model", "global"]
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    burst_seconds: int = 60
+    """What this many seconds allow may come all at once."""
+    model: str = ""
+    """Only requests for it count; "" for all."""
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who is behind a request: a virtual key or a person, and the user and team behind it."""
 
@@ -76,7 +94,7 @@ class Caller(msgspec.Struct, frozen=True):
     display: str
     """`sk-strata-Jm3v…f9Tc`: enough to recognise, too little to use."""
     models: tuple[str, ...] = ("*",)
-    rpm: int | None = None
+    limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
     user_id: str | None = None
     team_id: str | None = None
@@ -177,8 +195,10 @@ class Exchange(msgspec.Struct):
     """Time spent waiting for providers; the rest of the duration is our overhead."""
     finish_reason: str = ""
     closed: bool = False
-    rate: RateLimit | None = None
-    """How the key's limit on requests stood when it let this one pass."""
+    turn: Turn | None = None
+    """What it has taken of the limits that bind it."""
+    rate: Standing | None = None
+    """How these limits stood when they let it pass."""
     plan: Plan | None = None
 
     @property

@@ -13,11 +13,11 @@ import asyncpg
 import msgspec
 import pytest
 
-from proxy.admission.limits import RateLimit
+from proxy.admission.limits import Standing
 from proxy.config import Deployment, Model, Provider
 from proxy.config import History as Settings
 from proxy.errors import PolicyError, UpstreamError
-from proxy.exchange import Attempt, Budget, Caller, Exchange, Hold
+from proxy.exchange import Attempt, Budget, Caller, Exchange, Hold, Limit
 from proxy.metering.history import BATCH_ROWS, MAX_ERROR_CHARS, Detail, History, encode_row
 from proxy.providers import Notice
 from proxy.routing.plan import Plan, Step
@@ -28,7 +28,7 @@ from tests.test_storage_sql import ledger_row
 
 KEY_ID = str(uuid.UUID(int=5))
 BUDGET = Budget(str(uuid.UUID(int=6)), "key", KEY_ID, 5_000_000_000, 86_400)
-CALLER = Caller(KEY_ID, "ci", "sk-strata-…", rpm=60, budgets=(BUDGET,))
+CALLER = Caller(KEY_ID, "ci", "sk-strata-…", limits=(Limit("key:k", "key", rpm=60),), budgets=(BUDGET,))
 NOW_MS = int(time.time() * 1000)
 SECRET = "sk-proj-Zq8vT3nKx5Lw9Rb2Hd7Jc4Mf"
 
@@ -62,7 +62,7 @@ def test_a_row_has_everything_that_explains_the_request() -> None:
     steps = (Step(model, deployment(), False), Step(model, deployment("n"), True))
     one = exchange(
         plan=Plan(steps, 3, asleep=1),
-        rate=RateLimit(60, 58, 2.0),
+        rate=Standing(60, 58, 2.0),
         notices=[Notice("user", "it was left out.")],
         attempts=[
             attempt(status=503, outcome="provider_overloaded", error="full", cost_nano_usd=0, price_state="free"),

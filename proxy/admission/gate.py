@@ -1,5 +1,5 @@
 """
-From the headers of a request to its caller: which key, whether it lives, which models, how many requests a minute.
+From the headers of a request to its caller: which key, whether it lives, which models, which limits bind it.
 
 Digest first, questions later: a key that is known costs one HMAC and two dictionary look-ups. What came instead (junk,
 another gateway's key, a provider's) is only asked once nothing was found, for the sake of the message.
@@ -8,9 +8,8 @@ another gateway's key, a provider's) is only asked once nothing was found, for t
 from __future__ import annotations
 
 import hmac
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
@@ -19,7 +18,7 @@ import msgspec
 
 from proxy.admission import keys
 from proxy.admission.keyring import Keyring
-from proxy.admission.limits import Limits, RateLimit, format_reset
+from proxy.admission.limits import Limits, Who
 from proxy.config import Secret
 from proxy.errors import CallerError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
@@ -57,7 +56,6 @@ class Gate:
         master_key: Secret | None = None,
         everybody: tuple[Budget, ...] = (),
         wall_clock: Callable[[], float] = time.time,
-        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._keyring = keyring
         self._limits = limits
@@ -66,7 +64,6 @@ class Gate:
         self._prefix_bytes = prefix.encode()
         self._master_key = master_key.reveal().encode() if master_key else None
         self._wall_clock = wall_clock
-        self._clock_ns = clock_ns
         self._callers: dict[str, tuple[KeyRow, Caller]] = {}
         self._everybody: tuple[Budget, ...] = ()
         self._master = MASTER
@@ -75,8 +72,15 @@ class Gate:
     def bind_everybody(self, budgets: tuple[Budget, ...]) -> None:
         """From now on these budgets bind every caller, whatever their key: the master key's, too."""
         self._everybody = budgets
-        self._master = msgspec.structs.replace(MASTER, budgets=budgets) if budgets else MASTER
+        everybody = self._limits.everybody
+        bound = budgets or everybody
+        self._master = msgspec.structs.replace(MASTER, budgets=budgets, limits=everybody) if bound else MASTER
         self._callers.clear()
+
+    def bind_named(self, ids: Mapping[Who, str]) -> None:
+        """Who is behind the names of users and teams that the configuration limits."""
+        if self._limits.learn(ids):
+            self._callers.clear()
 
     async def admit(self, credentials: Sequence[tuple[bytes, bytes]]) -> Caller:
         """
@@ -120,15 +124,6 @@ class Gate:
                 error_type="policy_model_denied",
             )
 
-    def take_request(self, caller: Caller) -> RateLimit | None:
-        """One of the caller's requests a minute; None if they are not limited. Raises PolicyError 429."""
-        if caller.rpm is None:
-            return None
-        turn = self._limits.take(caller.key_id, caller.rpm, self._clock_ns())
-        if turn.retry_after_seconds:
-            raise _too_many(caller, turn)
-        return turn
-
     def _remember(self, row: KeyRow) -> Caller:
         # What a key says of everybody's budgets is as old as the key's last change.
         own = [budget for budget in row.budgets if budget.scope != "global"]
@@ -137,7 +132,12 @@ class Gate:
             name=row.name,
             display=row.display,
             models=row.models,
-            rpm=row.rpm,
+            limits=self._limits.of(
+                *(row.id, row.name, row.user_id, row.team_id),
+                rpm=row.rpm,
+                tpm=row.tpm,
+                max_parallel=row.max_parallel,
+            ),
             budgets=tuple(sorted((*own, *self._everybody), key=attrgetter("id"))),
             user_id=row.user_id,
             team_id=row.team_id,
@@ -239,27 +239,6 @@ def _ended(row: KeyRow) -> Unauthenticated:
         f'The key "{row.name}" expired on {_date(row.expires_at or 0.0)}. Its owner can make a new one with: '
         "strata keys create NAME",
         code="key_expired",
-    )
-
-
-def _too_many(caller: Caller, turn: RateLimit) -> PolicyError:
-    seconds = max(1, math.ceil(turn.retry_after_seconds))
-    if turn.limit:
-        message = f'The key "{caller.name}" is limited to {turn.limit} requests a minute. Try again in {seconds} s.'
-    else:
-        message = f'The key "{caller.name}" may make no requests: its limit is 0 a minute. Ask its owner to raise it.'
-    return PolicyError(
-        message,
-        status=429,
-        code="rate_limit_exceeded",
-        error_type="policy_rate_limited",
-        headers={
-            "retry-after": str(seconds),
-            "retry-after-ms": str(math.ceil(turn.retry_after_seconds * 1000)),
-            "x-ratelimit-limit-requests": str(turn.limit),
-            "x-ratelimit-remaining-requests": str(turn.remaining),
-            "x-ratelimit-reset-requests": format_reset(turn.reset_seconds),
-        },
     )
 
 

@@ -238,6 +238,8 @@ def _static_rows(static: Sequence[StaticKey], pepper: bytes, pepper_id: str, now
                 last_used_at=None,
                 version=0,
                 budgets=budgets,
+                tpm=key.tpm,
+                max_parallel=key.max_parallel,
             )
         )
     return rows

@@ -1,70 +1,118 @@
 """
-How many requests a minute. Pure: the clock is an argument, in integer nanoseconds.
+Which limits bind whom, and how they stand. Pure.
 
-GCRA, the token bucket that needs one number a key: the instant at which its bucket is full again. A bucket holds one
-minute's requests; one that is full is the same as none, so forgetting idle keys changes nothing.
+A key brings limits of its own; the configuration adds some for each key, user and team, for those it names, for a model
+and for everybody. Who is named is known by id once Postgres has been asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
-MINUTE_NS = 60_000_000_000
+from proxy.config import SharedLimit
+from proxy.exchange import Limit
+
+Who = tuple[str, str]
+"""A scope and a name: `("user", "ann@example.com")`."""
 
 
-class RateLimit(msgspec.Struct, frozen=True):
-    """The state of a limit after a request asked for its turn."""
+class Standing(msgspec.Struct, frozen=True):
+    """How the tightest limits stand after a request has taken its turn; None where there is none."""
 
-    limit: int
+    limit: int | None = None
     """Requests a minute."""
-    remaining: int
+    remaining: int = 0
     """How many would pass right now."""
-    reset_seconds: float
+    reset_seconds: float = 0.0
     """Until all of them would."""
-    retry_after_seconds: float = 0.0
-    """0: this request passed. Otherwise it was refused, and one would pass after so long."""
+    token_limit: int | None = None
+    tokens_remaining: int = 0
+    tokens_reset_seconds: float = 0.0
 
 
 class Limits:
-    """Buckets of this process, by any string. At most `max_entries`: beyond that the oldest makes room."""
+    """
+    `by_model` binds whoever asks for the model. Of two for the same (each user, and this user) the named one holds.
+    """
 
-    def __init__(self, *, max_entries: int = 100_000) -> None:
-        self._full_at_ns: dict[str, int] = {}
-        self._max_entries = max_entries
-        self.evicted_total = 0
-        """Buckets dropped before they were full again; each let a key have its whole minute once more."""
+    def __init__(self, configured: Sequence[SharedLimit] = ()) -> None:
+        self._configured = configured
+        self._ids: Mapping[Who, str] = {}
+        self.by_model: dict[str, tuple[Limit, ...]] = {
+            shared.model: (_limit(shared, f"model:{shared.model}"),) for shared in configured if shared.scope == "model"
+        }
+        self.everybody = tuple([_limit(shared, "global") for shared in configured if shared.scope == "global"])
+        self.named = tuple(
+            sorted(
+                {
+                    (shared.scope, shared.name)
+                    for shared in configured
+                    if shared.scope in ("user", "team") and shared.name
+                }
+            )
+        )
+        """Users and teams whose ids must be found."""
 
-    def __len__(self) -> int:
-        return len(self._full_at_ns)
+    def learn(self, ids: Mapping[Who, str]) -> bool:
+        """Who is behind the names; whether that is news."""
+        changed = ids != self._ids
+        self._ids = ids
+        return changed
 
-    def take(self, subject: str, per_minute: int, now_ns: int) -> RateLimit:
-        """One request's turn at `now_ns`, or how long to wait for one."""
-        if per_minute <= 0:
-            return RateLimit(0, 0, 60.0, 60.0)
-        interval = -(-MINUTE_NS // per_minute)
-        minute = interval * per_minute
-        known = self._full_at_ns.get(subject)
-        full_at = now_ns if known is None or known < now_ns else known
-        # After a change of the limit a bucket may owe more than a new one can hold
-        owed = min(full_at - now_ns, minute)
-        if owed + interval > minute:
-            return RateLimit(per_minute, 0, owed / 1e9, (owed + interval - minute) / 1e9)
-        owed += interval
-        if known is None:
-            self._make_room(now_ns)
-        self._full_at_ns[subject] = now_ns + owed
-        return RateLimit(per_minute, (minute - owed) // interval, owed / 1e9)
+    def of(
+        self,
+        key_id: str,
+        name: str,
+        user_id: str | None,
+        team_id: str | None,
+        *,
+        rpm: int | None,
+        tpm: int | None,
+        max_parallel: int | None,
+    ) -> tuple[Limit, ...]:
+        """
+        What binds a key: its own numbers, or else what the configuration says of each key; what it says of its user and
+        team; and of everybody.
+        """
+        found: dict[str, Limit] = {}
+        for shared in self._configured:
+            subject = {"key": key_id, "user": user_id, "team": team_id}.get(shared.scope)
+            if subject is None or not self._means(shared, subject, name):
+                continue
+            id = f"{shared.scope}:{subject}" + (f"/{shared.model}" if shared.model else "")
+            if id not in found or shared.name:
+                found[id] = _limit(shared, id)
+        if (rpm, tpm, max_parallel) != (None, None, None):
+            id = f"key:{key_id}"
+            burst_seconds = found[id].burst_seconds if id in found else 60
+            found[id] = Limit(id, "key", rpm, tpm, max_parallel, burst_seconds)
+        return (*found.values(), *self.everybody)
 
-    def _make_room(self, now_ns: int) -> None:
-        """Looks at the two oldest buckets for each new one, so that a sweep never holds the event loop."""
-        for _ in range(min(2, len(self._full_at_ns))):
-            subject = next(iter(self._full_at_ns))
-            full_at = self._full_at_ns.pop(subject)
-            if full_at > now_ns:
-                self._full_at_ns[subject] = full_at
-        if len(self._full_at_ns) >= self._max_entries:
-            del self._full_at_ns[next(iter(self._full_at_ns))]
-            self.evicted_total += 1
+    def _means(self, shared: SharedLimit, subject: str, key_name: str) -> bool:
+        if not shared.name:
+            return True
+        known = key_name if shared.scope == "key" else self._ids.get((shared.scope, shared.name))
+        return (shared.name if shared.scope == "key" else subject) == known
+
+
+def _limit(shared: SharedLimit, id: str) -> Limit:
+    return Limit(id, shared.scope, shared.rpm, shared.tpm, shared.max_parallel, shared.burst_seconds, shared.model)
+
+
+def limit_headers(standing: Standing) -> dict[str, str]:
+    """OpenAI's six, or the three of the limit that there is."""
+    headers = {}
+    if standing.limit is not None:
+        headers["x-ratelimit-limit-requests"] = str(standing.limit)
+        headers["x-ratelimit-remaining-requests"] = str(standing.remaining)
+        headers["x-ratelimit-reset-requests"] = format_reset(standing.reset_seconds)
+    if standing.token_limit is not None:
+        headers["x-ratelimit-limit-tokens"] = str(standing.token_limit)
+        headers["x-ratelimit-remaining-tokens"] = str(standing.tokens_remaining)
+        headers["x-ratelimit-reset-tokens"] = format_reset(standing.tokens_reset_seconds)
+    return headers
 
 
 def format_reset(seconds: float) -> str:
@@ -73,7 +121,7 @@ def format_reset(seconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, rest = divmod(milliseconds, 60_000)
-    tail = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    tail = f"{rest / 1000:g}s"
     if not minutes:
         return tail
     hours, minutes = divmod(minutes, 60)

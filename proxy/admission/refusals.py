@@ -1,9 +1,15 @@
-"""What a caller reads when money stands in the way: how much is spent, of how much, and when that changes. Pure."""
+"""
+What a caller reads when money or a limit stands in the way: how much is spent, of how much, when that changes. Pure.
+"""
 
 from __future__ import annotations
 
+import math
+
+from proxy.admission.buckets import Short
+from proxy.admission.limits import Standing, limit_headers
 from proxy.errors import GatewayFault, PolicyError
-from proxy.exchange import Budget, Caller
+from proxy.exchange import Budget, Caller, Limit
 
 _CENT = 10_000_000
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
@@ -58,6 +64,34 @@ def budget_unavailable() -> GatewayFault:
     )
 
 
+def too_fast(caller: Caller, short: Short, standing: Standing | None) -> PolicyError:
+    """429 `rate_limit_exceeded`: which limit, whose, and when to come again."""
+    limit, kind = short.limit, short.kind
+    most = {"rpm": limit.rpm, "tpm": limit.tpm, "concurrency": limit.max_parallel}[kind] or 0
+    what = {"rpm": "requests a minute", "tpm": "tokens a minute", "concurrency": "requests at once"}[kind]
+    whom = _limited(caller, limit)
+    wait_seconds = short.wait_ns / 1e9 if kind != "concurrency" else 1.0
+    seconds = max(1, math.ceil(wait_seconds))
+    if not most:
+        unit = "tokens" if kind == "tpm" else "requests"
+        message = f"{whom} may make no requests: its limit is 0 {unit}. Its owner can raise it."
+    elif kind == "concurrency":
+        message = f"{whom} is limited to {most} {what}, and they run. Try again when one has ended."
+    else:
+        message = f"{whom} is limited to {most} {what}. Try again in {seconds} s."
+    headers = {"retry-after": str(seconds), "retry-after-ms": str(math.ceil(wait_seconds * 1000))}
+    if standing is not None:
+        headers |= limit_headers(standing)
+    return PolicyError(
+        message,
+        status=429,
+        code="rate_limit_exceeded",
+        error_type="policy_rate_limited",
+        headers=headers,
+        details={"scope": limit.scope, "limit": kind},
+    )
+
+
 def dollars(nano_usd: int) -> str:
     """`$5.02`; two significant digits of what is less than a cent: `$0.00031`."""
     whole, fraction = divmod(nano_usd, 1_000_000_000)
@@ -89,3 +123,12 @@ def _whom(caller: Caller, budget: Budget) -> str:
     if budget.scope in ("user", "team"):
         return f'The {budget.scope} of the key "{caller.name}"'
     return "This gateway" if budget.scope == "global" else f'This gateway\'s budget for "{budget.subject}"'
+
+
+def _limited(caller: Caller, limit: Limit) -> str:
+    if limit.scope == "model":
+        return f'The model "{limit.model}"'
+    whom = {"key": f'The key "{caller.name}"', "global": "This gateway"}.get(
+        limit.scope, f'The {limit.scope} of the key "{caller.name}"'
+    )
+    return f'{whom}, for "{limit.model}",' if limit.model else whom

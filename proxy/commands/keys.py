@@ -36,6 +36,8 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
     making.add_argument("--models", metavar="A,B", help='what it may use, for example fast,sim/*; "*" is all')
     making.add_argument("--budget", metavar="USD[/PERIOD]", help="for example 5/1d, or 100 in all")
     making.add_argument("--rpm", metavar="N", help="requests a minute")
+    making.add_argument("--tpm", metavar="N", help="tokens a minute")
+    making.add_argument("--max-parallel", metavar="N", help="requests at once")
     making.add_argument("--expires", metavar="PERIOD", help="for example 90d")
     making.set_defaults(run=_create)
     listing = actions.add_parser("list", help="every key", parents=[*flags])
@@ -47,7 +49,15 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
 
 def _create(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     config = config_of(args, environ)
-    wanted = limits(config.keys.defaults, models=args.models, budget=args.budget, rpm=args.rpm, expires=args.expires)
+    wanted = limits(
+        config.keys.defaults,
+        models=args.models,
+        budget=args.budget,
+        rpm=args.rpm,
+        tpm=args.tpm,
+        max_parallel=args.max_parallel,
+        expires=args.expires,
+    )
     secrets = with_master_key(config, environ)
     print(create(config, home_of(args, environ), secrets, args.name, wanted, as_json=args.json))
     return 0
@@ -64,7 +74,14 @@ def _revoke(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def limits(
-    defaults: KeyDefaults, *, models: str | None, budget: str | None, rpm: str | None, expires: str | None
+    defaults: KeyDefaults,
+    *,
+    models: str | None,
+    budget: str | None,
+    rpm: str | None,
+    expires: str | None,
+    tpm: str | None = None,
+    max_parallel: str | None = None,
 ) -> KeyDefaults:
     """What a new key gets: the flags, and the configuration's defaults where there are none. Raises `Wrong`."""
     said: dict[str, Any] = {}
@@ -72,8 +89,9 @@ def limits(
         said["models"] = tuple(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
         if not said["models"]:
             raise Wrong('--models must name at least one model, or "*" for all.')
-    if rpm is not None:
-        said["rpm"] = parsed("--rpm", rpm, integer(1, 1_000_000_000))
+    for name, value in (("rpm", rpm), ("tpm", tpm), ("max_parallel", max_parallel)):
+        if value is not None:
+            said[name] = parsed(f"--{name.replace('_', '-')}", value, integer(1, 1_000_000_000))
     if expires is not None:
         said["expires_seconds"] = parsed("--expires", expires, whole_seconds)
     if budget is not None:
@@ -110,6 +128,8 @@ def create(
             display=display(key),
             models=wanted.models,
             rpm=wanted.rpm,
+            tpm=wanted.tpm,
+            max_parallel=wanted.max_parallel,
             expires_at=expires_at,
             budget_limit_nano_usd=wanted.budget_nano_usd,
             budget_window_seconds=wanted.budget_seconds,
@@ -122,6 +142,8 @@ def create(
     address = f"http://{_host(config.server.host)}:{config.server.port}"
     facts = [f"Name {row.name}", f"models {_models(row)}", _budget(row) or "no budget"]
     facts += [f"{row.rpm} requests/min"] if row.rpm is not None else []
+    facts += [f"{row.tpm} tokens/min"] if row.tpm is not None else []
+    facts += [f"{row.max_parallel} at once"] if row.max_parallel is not None else []
     facts += [f"expires {_day(row.expires_at)}"] if row.expires_at else []
     lines = [
         f"  Key       {key}        copy it now: it is stored only as a hash",
@@ -185,6 +207,8 @@ def _described(row: KeyRow) -> dict[str, Any]:
         "display": row.display,
         "models": row.models,
         "rpm": row.rpm,
+        "tpm": row.tpm,
+        "max_parallel": row.max_parallel,
         "budget_nano_usd": budget.limit_nano_usd if budget else None,
         "budget_seconds": budget.window_seconds if budget else None,
         "budget_calendar": budget.calendar if budget else None,
@@ -202,6 +226,8 @@ def _described_static(key: StaticKey) -> dict[str, Any]:
         "display": display(key.key.reveal()),
         "models": key.models,
         "rpm": key.rpm,
+        "tpm": key.tpm,
+        "max_parallel": key.max_parallel,
         "budget_nano_usd": key.budget_nano_usd,
         "budget_seconds": key.budget_seconds,
         "budget_calendar": key.budget_calendar,

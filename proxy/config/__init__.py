@@ -147,6 +147,8 @@ class Rest(Struct, frozen=True, kw_only=True):
 class KeyDefaults(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ("*",)
     rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
     budget_nano_usd: int | None = None
     budget_seconds: int | None = None
     budget_calendar: Literal["day", "week", "month"] | None = None
@@ -160,6 +162,8 @@ class StaticKey(Struct, frozen=True, kw_only=True):
     key: Secret
     models: tuple[str, ...] = ("*",)
     rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
     budget_nano_usd: int | None = None
     budget_seconds: int | None = None
     budget_calendar: Literal["day", "week", "month"] | None = None
@@ -174,6 +178,32 @@ class SharedBudget(Struct, frozen=True, kw_only=True):
     limit_nano_usd: int
     window_seconds: int | None = None
     calendar: Literal["day", "week", "month"] | None = None
+
+
+class SharedLimit(Struct, frozen=True, kw_only=True):
+    """How fast whoever it is for may ask, beside what their keys say. Without a name: each key, user or team."""
+
+    scope: Literal["global", "model", "team", "user", "key"]
+    name: str = ""
+    model: str = ""
+    """Only what asks for this model counts."""
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    burst_seconds: int = 60
+    """What so many seconds allow may come at once."""
+
+
+class Redis(Struct, frozen=True, kw_only=True):
+    url: Secret | None = None
+    """None: every process counts for itself."""
+    limits: Literal["shares", "strict"] = "shares"
+    """Shares are leased behind the requests; strict asks Redis for each of them."""
+    sentinel_master: str = ""
+    """The url is a sentinel's (or several, with commas), and this is whom it watches."""
+    cluster: bool = False
+    prefix: str = "strata"
+    """Begins every key."""
 
 
 class Keys(Struct, frozen=True, kw_only=True):
@@ -331,6 +361,8 @@ class Config(Struct, frozen=True, kw_only=True):
     rest: Rest = Rest()
     keys: Keys = Keys()
     budgets: tuple[SharedBudget, ...] = ()
+    limits: tuple[SharedLimit, ...] = ()
+    redis: Redis = Redis()
     prices: Prices = Prices()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()

@@ -15,6 +15,11 @@ from proxy.config.reading import Keys as Table
 from proxy.config.yaml import Node, SequenceNode
 
 MIN_STATIC_KEY = 32
+RATES: Table = {
+    "rpm": Key("rpm", integer(1, 1_000_000_000)),
+    "tpm": Key("tpm", integer(1, 1_000_000_000)),
+    "max_parallel_requests": Key("max_parallel", integer(1, 1_000_000)),
+}
 
 
 def prefix(node: Node) -> str:
@@ -26,11 +31,12 @@ def prefix(node: Node) -> str:
 
 _LIMITS: Table = {
     "models": Key("models", texts),
-    "rpm": Key("rpm", integer(1, 1_000_000_000)),
+    **RATES,
     "max_budget": Key("budget_nano_usd", dollars),
     "budget_duration": Key("budget_window", window),
 }
 _DEFAULTS: Table = {**_LIMITS, "expires": Key("expires_seconds", whole_seconds)}
+_INHERITED = ("models", "rpm", "tpm", "max_parallel")
 _STATIC: Table = {"name": Key("name", text), "key": Key("key", secret), **_LIMITS}
 
 
@@ -67,7 +73,7 @@ def _static(
         report.warning(
             value.at, f"{path}.key is short and can be guessed: use {MIN_STATIC_KEY} random characters or more."
         )
-    inherited = {name: value for name, value in defaults.items() if name in ("models", "rpm")}
+    inherited = {name: value for name, value in defaults.items() if name in _INHERITED}
     if "budget_nano_usd" not in fields:
         inherited |= {name: value for name, value in defaults.items() if name.startswith("budget_")}
     return StaticKey(**{**inherited, **fields})

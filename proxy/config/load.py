@@ -33,6 +33,7 @@ from proxy.config import (
 from proxy.config.alerts import read_alerts
 from proxy.config.budgets import read_budgets
 from proxy.config.keys import read_keys
+from proxy.config.limits import read_limits, read_redis
 from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
 from proxy.config.prices import read_prices
 from proxy.config.problems import ConfigError, Mark, Problem, Report, Wrong, suggestion
@@ -114,8 +115,8 @@ _REMOTE_FILES: Keys = {
     "timeout": Key("timeout_seconds", _TIME),
 }
 _SECTIONS = [
-    "server", "database", "auth", "providers", "models", "defaults", "keys", "budgets", "prices", "alerts", "telemetry",
-    "logging", "ledger", "history", "remote_files",
+    "server", "database", "auth", "providers", "models", "defaults", "keys", "budgets", "limits", "redis", "prices",
+    "alerts", "telemetry", "logging", "ledger", "history", "remote_files",
 ]  # fmt: skip
 _LITELLM = {
     "model_list": "models go under models, as name: provider/model",
@@ -229,6 +230,8 @@ def _build(
     history, remote_files = fields("history", _HISTORY), fields("remote_files", _REMOTE_FILES)
     keys = read_keys(sections.get("keys"), models, report)
     budgets = read_budgets(_present(sections.get("budgets")), providers.known(), report)
+    limits = read_limits(_present(sections.get("limits")), models, report)
+    redis = read_redis(sections.get("redis"), report)
     prices: Prices = read_prices(sections.get("prices"), providers.known(), report)
     alerts = read_alerts(sections.get("alerts"), report)
     if report.failed:
@@ -242,6 +245,8 @@ def _build(
         rest=Rest(**rest),
         keys=keys,
         budgets=budgets,
+        limits=limits,
+        redis=redis,
         prices=prices,
         alerts=alerts,
         metrics=Metrics(**metrics),
@@ -273,7 +278,11 @@ def _check_master_key(
 
 def _overridden(root: Node, environ: Mapping[str, str], report: Report) -> Node:
     """The file's tree with what the environment says put over it."""
-    usual = {("database", "url"): "DATABASE_URL", ("auth", "master_key"): "STRATA_MASTER_KEY"}
+    usual = {
+        ("database", "url"): "DATABASE_URL",
+        ("redis", "url"): "REDIS_URL",
+        ("auth", "master_key"): "STRATA_MASTER_KEY",
+    }
     paths: dict[tuple[str, ...], str] = {path: name for path, name in usual.items() if environ.get(name)}
     for (section, key), name in usual.items():
         written = child(child(root, section), key)

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 
 from proxy.admission.gate import Gate
+from proxy.admission.turns import Turns, wanted_tokens
+from proxy.config import Model
 from proxy.dialects import openai as dialect
 from proxy.edge.lane import LaneRequest
 from proxy.edge.replies import answer_head, limit_lines, new_id, request_id, stream_head
 from proxy.errors import CallerError, GatewayError, GatewayFault
-from proxy.exchange import Attempt, Exchange
+from proxy.exchange import Attempt, Caller, Exchange
 from proxy.metering.meter import Meter
 from proxy.providers import ChatRequest
 from proxy.routing.plan import Router
@@ -34,6 +36,7 @@ class Chat:
     def __init__(
         self,
         gate: Gate,
+        turns: Turns,
         router: Router,
         relay: Relay,
         meter: Meter,
@@ -43,6 +46,8 @@ class Chat:
         endpoint: str = "chat",
     ) -> None:
         self._gate = gate
+        self._turns = turns
+        self._limits = turns.limits
         self._router = router
         self._relay = relay
         self._meter = meter
@@ -61,8 +66,9 @@ class Chat:
             model = exchange.resolved = self._router.find(chat["model"])
             exchange.model = chat["model"]
             self._gate.allow(caller, exchange.model)
-            rate = exchange.rate = self._gate.take_request(caller)
-            limits = limit_lines(rate)
+            limits = b""
+            if caller.limits or self._limits.by_model:
+                limits = await self._take_turn(exchange, caller, model, wanted_tokens(chat, len(lane.body)))
             plan = exchange.plan = self._router.plan(model, time.monotonic())
             if exchange.stream:
                 lane.keepalive_head = lambda: stream_head(exchange, None, limits, full=False)
@@ -78,6 +84,8 @@ class Chat:
             self._fail(lane, exchange, _internal(exchange))
         finally:
             self._meter.close(exchange)
+            if exchange.turn is not None:
+                exchange.turn.end(exchange)
 
     def _open(self, lane: LaneRequest) -> Exchange:
         head = lane.head
@@ -86,6 +94,19 @@ class Chat:
         lane.request_id = request_id(id, head.request_id)
         self._started(self._endpoint)
         return Exchange(id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), hints=head.hints)
+
+    async def _take_turn(self, exchange: Exchange, caller: Caller, model: Model, tokens: int) -> bytes:
+        """The header lines that say how the caller's limits stand. Raises PolicyError 429."""
+        bound = self._turns.binding(caller, exchange.model, model.name)
+        if not bound:
+            return b""
+        names = exchange.model, model.name
+        turn = self._turns.take_now(caller, bound, *names, tokens) or await self._turns.take(
+            caller, bound, *names, tokens
+        )
+        exchange.turn = turn
+        rate = exchange.rate = turn.standing()
+        return limit_lines(rate) if rate is not None else b""
 
     def _fail(self, lane: LaneRequest, exchange: Exchange, error: GatewayError) -> None:
         """The record first, then the last bytes: what a client was told is never unknown to the ledger."""

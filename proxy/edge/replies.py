@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from proxy.admission.limits import RateLimit, format_reset
+from proxy.admission.limits import Standing, format_reset
 from proxy.errors import GatewayError
 from proxy.exchange import Attempt, Exchange
 from proxy.upstream import ratelimits
@@ -25,6 +25,10 @@ Header = tuple[bytes, bytes]
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON = (b"content-type", b"application/json")
 _STREAM = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_REQUESTS = (
+    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
+)
+_TOKENS = _REQUESTS.replace(b"-requests", b"-tokens")
 
 _start = int.from_bytes(os.urandom(8)) >> 2
 _count = itertools.count()
@@ -89,14 +93,18 @@ def stream_head(exchange: Exchange, attempt: Attempt | None, limits: bytes, *, f
     return head + _warning(exchange) if exchange.notices else head
 
 
-def limit_lines(limit: RateLimit | None) -> bytes:
-    """OpenAI's names, for the limits of the caller's own key. Names that are free are the provider's."""
-    if limit is None:
-        return b""
-    return (
-        b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
-        % (limit.limit, limit.remaining, format_reset(limit.reset_seconds).encode("ascii"))
-    )
+def limit_lines(standing: Standing) -> bytes:
+    """OpenAI's names, for the caller's own limits. Names that are free are the provider's."""
+    told = b""
+    if standing.limit is not None:
+        told = _REQUESTS % (standing.limit, standing.remaining, _reset(standing.reset_seconds))
+    if standing.token_limit is not None:
+        told += _TOKENS % (standing.token_limit, standing.tokens_remaining, _reset(standing.tokens_reset_seconds))
+    return told
+
+
+def _reset(seconds: float) -> bytes:
+    return format_reset(seconds).encode("ascii")
 
 
 def _times(exchange: Exchange) -> bytes:

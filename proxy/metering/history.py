@@ -272,11 +272,12 @@ def _detail(exchange: Exchange) -> Detail:
 
 def _rate(exchange: Exchange) -> RateDetail | None:
     caller, rate, error = exchange.caller, exchange.rate, exchange.error
-    if rate is not None:
+    if rate is not None and rate.limit is not None:
         return RateDetail(rate.limit, rate.remaining)
-    if caller is None or caller.rpm is None:
+    rpm = min([limit.rpm for limit in caller.limits if limit.rpm is not None], default=None) if caller else None
+    if rpm is None:
         return None
-    return RateDetail(caller.rpm, None, error is not None and error.error_type == "policy_rate_limited")
+    return RateDetail(rpm, None, error is not None and error.error_type == "policy_rate_limited")
 
 
 def _attempt(exchange: Exchange, attempt: Attempt) -> AttemptDetail:

@@ -37,11 +37,13 @@ class KeyRow(msgspec.Struct, frozen=True):
     last_used_at: float | None
     version: int
     budgets: tuple[Budget, ...]
+    tpm: int | None = None
+    max_parallel: int | None = None
 
 
 INSERT_KEY = """
-    INSERT INTO strata.keys (name, digest, pepper_id, display, models, rpm, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8))
+    INSERT INTO strata.keys (name, digest, pepper_id, display, models, rpm, expires_at, tpm, max_parallel)
+    VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9)
     RETURNING id::text
 """
 
@@ -64,12 +66,14 @@ async def insert_key(
     budget_limit_nano_usd: int | None,
     budget_window_seconds: int | None,
     budget_calendar: str | None = None,
+    tpm: int | None = None,
+    max_parallel: int | None = None,
 ) -> KeyRow:
     """The key and its budget, or neither. CallerError `name_taken` if an active key has this name."""
     try:
         async with db.transaction() as connection:
             key_id = await connection.fetchval(
-                INSERT_KEY, name, digest, pepper_id, display, list(models), rpm, expires_at
+                INSERT_KEY, name, digest, pepper_id, display, list(models), rpm, expires_at, tpm, max_parallel
             )
             if budget_limit_nano_usd is not None:
                 window = (budget_window_seconds, budget_calendar)
@@ -94,16 +98,18 @@ async def insert_key(
 
 
 READ_KEY = """
-    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm,
-        extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM expires_at)::float8 AS expires_at,
+    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm, tpm,
+        max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
+        extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         version, budgets
     FROM strata.bound_keys WHERE id = $1::text::uuid
 """
 
 LIST_KEYS = """
-    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm,
-        extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM expires_at)::float8 AS expires_at,
+    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm, tpm,
+        max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
+        extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         version, budgets
     FROM strata.bound_keys k ORDER BY k.created_at DESC, version DESC LIMIT 10000
@@ -116,8 +122,9 @@ async def list_keys(db: Database) -> list[KeyRow]:
 
 
 CHANGED_SINCE = """
-    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm,
-        extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM expires_at)::float8 AS expires_at,
+    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm, tpm,
+        max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
+        extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         version, budgets
     FROM strata.bound_keys WHERE version > $1 ORDER BY version LIMIT 10000
@@ -133,8 +140,9 @@ async def changed_since(db: Database, version: int) -> list[KeyRow]:
 
 
 FIND_KEY = """
-    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm,
-        extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM expires_at)::float8 AS expires_at,
+    SELECT id::text, name, digest, pepper_id, display, user_id::text, team_id::text, models, rpm, tpm,
+        max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
+        extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         version, budgets
     FROM strata.bound_keys WHERE digest = $1

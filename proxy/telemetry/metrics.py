@@ -203,7 +203,7 @@ class Metrics:
         self._scalar("strata_fallbacks_total", self._labels.known_model(model), self._labels.known_model(to)).value += 1
 
     def count_rate_limited(self, scope: str, limit: str) -> None:
-        """`scope`: key, user, team, provider or global; `limit`: rpm, tpm, concurrency or budget."""
+        """`scope`: key, user, team, model, provider or global; `limit`: rpm, tpm, concurrency or budget."""
         scope, limit = self._labels.closed("scope", scope, SCOPES), self._labels.closed("limit", limit, LIMITS)
         self._scalar("strata_rate_limited_total", scope, limit).value += 1
 
