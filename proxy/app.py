@@ -22,6 +22,8 @@ from proxy.admission.budgets import Budgets
 from proxy.admission.gate import Gate
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
+from proxy.admission.sharing import Shared
+from proxy.admission.strict import Strict
 from proxy.admission.turns import Turns
 from proxy.config import Config, Provider, Server
 from proxy.config.presets import SIM_API_BASE
@@ -37,13 +39,14 @@ from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
 from proxy.pages import pages
-from proxy.rounds import DATABASE_RETRY_SECONDS, Rounds, keep_partitions, measure_budgets, write_price_lines
+from proxy.rounds import DATABASE_RETRY_SECONDS, Rounds, find_named, keep_partitions, measure_budgets, write_price_lines
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
 from proxy.storage.budgets import CHANNEL
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.redis import Redis
 from proxy.storage.vault import Vault
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
@@ -94,7 +97,8 @@ class Gateway:
         )
         self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
         limits = Limits(config.limits)
-        self.turns = Turns(limits)
+        self.redis = Redis(config.redis) if config.redis.url else None
+        self.turns = _turns(config, limits, self.redis, str(self.journal.worker_id))
         self.gate = Gate(
             self.keyring,
             limits,
@@ -155,6 +159,7 @@ class Gateway:
             full_headers=self.config.server.response_headers == "full",
         )
         self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))
+        self._share_limits()
         self.journal.open()
         self.journal.start()
         self.shipper.start()
@@ -172,10 +177,21 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.database_ready.wait(), DATABASE_RETRY_SECONDS)
 
+    def _share_limits(self) -> None:
+        if self.redis is not None and isinstance(self.turns, Shared):
+            self.redis.start()
+            self.rounds.start("limits", self.turns.run)
+        if self.turns.limits.named:
+            self.rounds.start("limit names", self._with_database(lambda: find_named(self.database, self.gate)))
+
     async def stop(self) -> None:
         """Ships what is settled, gives back what is leased, closes every connection."""
         await self.shipper.drain(DRAIN_SECONDS)
         await self.budgets.close()
+        if isinstance(self.turns, Shared):
+            await self.turns.close()
+        if self.redis is not None:
+            await self.redis.close()
         await self.keyring.close()
         await self.bindings.close()
         for account in self.accounts.values():
@@ -247,6 +263,8 @@ class Gateway:
             self.metrics.set_ledger(self.shipper.queue_depth, self.shipper.lag_seconds, self.shipper.dropped_total)
             self._tell_totals()
             self.metrics.set_dependency("database", self.database.up)
+            if self.redis is not None:
+                self.metrics.set_dependency("redis", self.redis.up)
             self.metrics.set_log_dropped(self.request_log.dropped)
             self._revive()
 
@@ -289,6 +307,13 @@ class Gateway:
         else:
             self.metrics.count_cooldown(deployment, provider, reason)
             log.warning("deployment %s rests: %s", deployment, reason)
+
+
+def _turns(config: Config, limits: Limits, redis: Redis | None, worker_id: str) -> Turns:
+    if redis is None:
+        return Turns(limits)
+    kind = Strict if config.redis.limits == "strict" else Shared
+    return kind(limits, redis, worker_id, prefix=config.redis.prefix)
 
 
 def _door(server: Server) -> Door:

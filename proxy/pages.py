@@ -61,7 +61,12 @@ def pages(gateway: Gateway) -> list[Route]:
 
 
 def _degraded(gateway: Gateway) -> list[str]:
-    away = (("database", not gateway.database.up), ("journal", gateway.journal.failing))
+    redis = gateway.redis
+    away = (
+        ("database", not gateway.database.up),
+        ("redis", redis is not None and not redis.up),
+        ("journal", gateway.journal.failing),
+    )
     return [name for name, is_away in away if is_away]
 
 

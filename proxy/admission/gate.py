@@ -77,6 +77,11 @@ class Gate:
         self._master = msgspec.structs.replace(MASTER, budgets=budgets, limits=everybody) if bound else MASTER
         self._callers.clear()
 
+    @property
+    def named(self) -> tuple[Who, ...]:
+        """Users and teams that the configuration limits by name."""
+        return self._limits.named
+
     def bind_named(self, ids: Mapping[Who, str]) -> None:
         """Who is behind the names of users and teams that the configuration limits."""
         if self._limits.learn(ids):

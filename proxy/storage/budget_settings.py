@@ -155,6 +155,16 @@ async def declare_budgets(db: Database, budgets: Sequence[Budget], *, all_there_
     return missing
 
 
+async def find_subjects(db: Database, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(scope, name) -> the id of the user or team of that name, as far as there is one."""
+    found = {}
+    for scope, name in names:
+        row = await db.fetchrow(WHO[scope], name)
+        if row is not None:
+            found[scope, name] = str(row[0])
+    return found
+
+
 async def _subject(connection: Connection, scope: str, name: str) -> str:
     if scope not in WHO:
         return name

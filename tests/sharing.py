@@ -1,0 +1,84 @@
+"""Workers of one limit, each with a connection of its own to one Redis, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from proxy.admission.limits import Limits
+from proxy.admission.sharing import Shared
+from proxy.admission.strict import Strict
+from proxy.admission.turns import Turn
+from proxy.config import Deployment, Provider, Secret
+from proxy.config import Redis as Settings
+from proxy.errors import PolicyError
+from proxy.exchange import Attempt, Caller, Exchange, Limit, Usage
+from proxy.storage.redis import Redis
+
+DEPLOYMENT = Deployment(provider=Provider(name="p", api_base="http://127.0.0.1:9"), model="m")
+
+
+class Worker:
+    def __init__(self, number: int, settings: Settings) -> None:
+        self.redis = Redis(settings)
+        kind = Strict if settings.limits == "strict" else Shared
+        self.turns = kind(Limits(), self.redis, f"worker-{number}", prefix=settings.prefix)
+        self._run: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.redis.start()
+        self._run = asyncio.create_task(self.turns.run())
+
+    async def until_up(self, up: bool = True) -> None:
+        async with asyncio.timeout(10):
+            while self.redis.up != up:
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+        await self.turns.close()
+        await self.redis.close()
+
+    async def take(self, *limits: Limit, tokens: int = 1) -> Turn:
+        who = Caller("k", "ci", "sk-strata-…", limits=limits)
+        return self.turns.take_now(who, limits, "m", "m", tokens) or await self.turns.take(
+            who, limits, "m", "m", tokens
+        )
+
+    async def passes(self, *limits: Limit, tokens: int = 1) -> bool:
+        """Whether a request passes that ends at once."""
+        try:
+            turn = await self.take(*limits, tokens=tokens)
+        except PolicyError:
+            return False
+        turn.end(finished(tokens))
+        return True
+
+
+@contextlib.asynccontextmanager
+async def workers(
+    url: str, count: int = 3, *, mode: str = "shares", up: bool = True, **more: object
+) -> AsyncIterator[list[Worker]]:
+    settings = Settings(url=Secret(url), limits=mode, **more)  # type: ignore[arg-type]
+    made = [Worker(number, settings) for number in range(count)]
+    try:
+        for worker in made:
+            await worker.start()
+        if up:
+            for worker in made:
+                await worker.until_up()
+            async with asyncio.timeout(10):
+                while any(worker.turns.workers != count for worker in made):
+                    await asyncio.sleep(0.05)
+        yield made
+    finally:
+        for worker in made:
+            await worker.close()
+
+
+def finished(tokens: int) -> Exchange:
+    attempt = Attempt(1, DEPLOYMENT, 0, usage=Usage(input=tokens))
+    return Exchange(bytes(16), "req_1", "chat", 0, 0, attempts=[attempt])
