@@ -265,6 +265,8 @@ class Gateway:
             self.metrics.set_dependency("database", self.database.up)
             if self.redis is not None:
                 self.metrics.set_dependency("redis", self.redis.up)
+            if isinstance(self.turns, Shared):
+                self.metrics.set_limits(alone=self.turns.alone_total)
             self.metrics.set_log_dropped(self.request_log.dropped)
             self._revive()
 

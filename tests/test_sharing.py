@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from proxy.errors import PolicyError
 from proxy.exchange import Limit
 from tests.conftest import needs
+from tests.gateway import free_port
 from tests.redis_server import RedisServer
 from tests.sharing import finished, workers
 
@@ -140,7 +146,9 @@ async def test_the_headers_say_how_the_limit_stands_for_all(server: RedisServer,
 
 
 @MODES
-async def test_a_redis_that_is_not_there_lets_each_worker_count_alone(tmp_path: Path, mode: str) -> None:
+async def test_without_redis_each_worker_counts_alone_and_what_it_let_pass_is_owed_to_all(
+    tmp_path: Path, mode: str
+) -> None:
     server = RedisServer(needs("redis-server"), tmp_path / "redis")
     limit = Limit("key:k", "key", rpm=5)
     async with workers(server.url, 1, mode=mode, up=False) as (worker,):
@@ -149,7 +157,9 @@ async def test_a_redis_that_is_not_there_lets_each_worker_count_alone(tmp_path: 
         server.start()
         try:
             await worker.until_up()
-            assert await worker.passes(limit)
+            await asyncio.sleep(0.3)
+            assert not await worker.passes(limit)
+            assert await worker.passes(Limit("key:other", "key", rpm=5))
         finally:
             server.stop()
 
@@ -287,3 +297,94 @@ async def test_a_worker_that_ends_gives_back_what_it_has_leased(server: RedisSer
     owed = int(fields.split(b"\r\nr\r\n")[1].split(b"\r\n")[1])
     assert owed <= 60_000
     assert b"w:worker" not in fields
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / "cert.pem").write_bytes(signed.public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+async def test_tls_is_spoken_and_an_unknown_certificate_is_not_believed(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    port = free_port()
+    options = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key))
+    server = RedisServer(
+        needs("redis-server"), tmp_path / "redis", *options, "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no"
+    ).start()
+    limit = Limit("key:k", "key", rpm=5)
+    try:
+        async with workers(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}", 1) as (worker,):
+            assert await worker.passes(limit)
+            assert worker.turns.alone_total == 0
+        async with workers(f"rediss://127.0.0.1:{port}/0", 1, up=False) as (worker,):
+            await asyncio.sleep(0.3)
+            assert await worker.passes(limit)
+            assert not worker.redis.up
+    finally:
+        server.stop()
+
+
+async def test_a_cluster_is_asked_where_our_keys_are(tmp_path: Path) -> None:
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server = RedisServer(needs("redis-server"), tmp_path / "redis", *options).start()
+    limits = (Limit("key:k", "key", rpm=5), Limit("team:t", "team", rpm=50))
+    try:
+        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        async with asyncio.timeout(10):
+            while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
+                await asyncio.sleep(0.05)
+        for mode in ("shares", "strict"):
+            async with workers(server.url, 2, mode=mode, cluster=True, prefix=mode) as made:
+                assert sum(await asyncio.gather(*(worker.passes(*limits) for worker in made * 6))) == 5
+                assert [worker.turns.alone_total for worker in made] == [0, 0]
+    finally:
+        server.stop()
+
+
+async def test_after_a_failover_the_new_master_is_asked(tmp_path: Path) -> None:
+    program = needs("redis-server")
+    master = RedisServer(program, tmp_path / "master").start()
+    replica = RedisServer(program, tmp_path / "replica", "--replicaof", "127.0.0.1", str(master.port)).start()
+    watched = tmp_path / "sentinel.conf"
+    watched.write_text(
+        f"sentinel monitor ours 127.0.0.1 {master.port} 1\nsentinel down-after-milliseconds ours 500\n"
+        "sentinel failover-timeout ours 3000\n"
+    )
+    sentinel = RedisServer(program, tmp_path / "sentinel", str(watched), "--sentinel").start()
+    limit = Limit("key:k", "key", rpm=600)
+    try:
+        async with asyncio.timeout(20):
+            while str(replica.port).encode() not in sentinel.command("SENTINEL", "replicas", "ours"):
+                await asyncio.sleep(0.1)
+        async with workers(sentinel.url, 2, sentinel_master="ours") as made:
+            assert all([await worker.passes(limit) for worker in made])
+            master.kill()
+            served = []
+            async with asyncio.timeout(30):
+                while not all(worker.redis.up for worker in made) or b"master" not in replica.command("ROLE"):
+                    served += [await worker.passes(limit) for worker in made]
+                    await asyncio.sleep(0.1)
+            assert served and all(served)
+            assert all([await worker.passes(limit) for worker in made])
+            await asyncio.sleep(0.3)
+            assert b"{strata-limits}" in replica.command("KEYS", "*")
+    finally:
+        for server in (sentinel, replica, master):
+            server.stop()

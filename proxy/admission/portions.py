@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from proxy.admission.buckets import UNLIMITED, Allowance, Bucket, Kind, Short, burst_of
+from proxy.admission.buckets import MINUTE_NS, UNLIMITED, Allowance, Bucket, Kind, Short, burst_of
 from proxy.exchange import Limit
 from proxy.storage.redis_limits import Asked, Granted
 
@@ -141,6 +141,37 @@ class Portion(Allowance):
         self.token_lease = None if tpm is None else Lease(tpm, burst_of(tpm, burst_seconds))
         self.slots = UNLIMITED if self.limit.max_parallel is None else 0
         self.refused = None
+
+    def forget_lease(self, now_ns: int) -> None:
+        """Redis was away and is back: what was leased counts for nothing, what was used without a lease is owed."""
+        self.refused = None
+        self.slots = UNLIMITED if self.limit.max_parallel is None else 0
+        for lease, bucket in ((self.request_lease, self.requests), (self.token_lease, self.tokens)):
+            if lease is not None and bucket is not None:
+                # No more than time has not paid yet
+                lease.free = max(min(lease.free, 0), -bucket.owed_at(now_ns) // MINUTE_NS)
+
+    def take(self, tokens: int, now_ns: int) -> bool:
+        """A request's turn out of this worker's own part. Redis hears of it later."""
+        if not super().take(tokens, now_ns):
+            return False
+        if self.request_lease is not None:
+            self.request_lease.free -= 1
+        if self.token_lease is not None:
+            self.token_lease.free -= min(tokens, self.most_tokens)
+        return True
+
+    def put_back(self, tokens: int, now_ns: int) -> None:
+        super().put_back(tokens, now_ns)
+        if self.request_lease is not None:
+            self.request_lease.free += 1
+        if self.token_lease is not None:
+            self.token_lease.free += min(tokens, self.most_tokens)
+
+    def end(self, tokens: int, used: int, now_ns: int) -> None:
+        super().end(tokens, used, now_ns)
+        if self.token_lease is not None:
+            self.token_lease.free += min(tokens, self.most_tokens) - used
 
     def spend(self, tokens: int) -> bool:
         """A request's turn out of what is leased: all of it, or nothing."""

@@ -183,6 +183,9 @@ class Shared(Turns):
                 portion.share_with(self.workers)
         turn = super().take_now(caller, limits, name, model, tokens)
         assert turn is not None
+        for allowance in turn.allowances:
+            if isinstance(allowance, Portion) and not allowance.active:
+                self._keep(allowance)
         self.alone_total += 1
         return turn
 
@@ -252,13 +255,14 @@ class Shared(Turns):
 
     def _start_anew(self) -> None:
         """Redis was away: what was leased before counts for nothing."""
+        now_ns = self._clock_ns()
         for portion in self._active.values():
-            if not portion.asking:
-                portion.drop_lease()
+            portion.forget_lease(now_ns)
 
     def _keep(self, portion: Portion) -> None:
-        portion.active = True
-        self._active[portion.limit.id] = portion
+        if len(self._active) < self._max_allowances:
+            portion.active = True
+            self._active[portion.limit.id] = portion
 
     def _portion(self, limit: Limit) -> Portion:
         portion = self._find(limit)

@@ -56,7 +56,8 @@ def _limit(node: Node, path: str, models: Mapping[str, Model], report: Report) -
         return None
     scope = fields["scope"]
     if not fields.keys() & {key.field for key in RATES.values()}:
-        report.error(node.at, f"{path} limits nothing: it needs rpm, tpm or max_parallel_requests.")
+        if all(child(node, name) is None for name in RATES):
+            report.error(node.at, f"{path} limits nothing: it needs rpm, tpm or max_parallel_requests.")
         return None
     problem = _misplaced(scope, fields)
     if problem:

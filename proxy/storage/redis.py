@@ -187,6 +187,8 @@ class Redis:
                 raise  # it is no longer the master: another one must be found
             except ResponseError as error:
                 answer = error
+            if self._connection is not connection or not self._asked:
+                return  # given up while this was on its way
             waiting = self._asked.popleft().answer
             if waiting.done():
                 continue

@@ -106,6 +106,9 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("strata_budget_spent_usd", "scope name window", "What a budget's current period has spent.", NANO),
     _gauge("strata_budget_reset_timestamp_seconds", "scope name window", "When a budget's current period ends."),
     _counter("strata_rate_limited_total", "scope limit", "Requests refused by our own limits."),
+    _counter(
+        "strata_limits_alone_total", "", "Requests let pass by a process's own part of a limit, for want of Redis."
+    ),
     _counter("strata_cache_requests_total", "model result", "Response cache look-ups: hit, miss, bypass or error."),
     _gauge("strata_config_last_reload_successful", "", "1 if the last load of the configuration succeeded."),
     _gauge("strata_config_last_reload_success_timestamp_seconds", "", "When a configuration was last taken over."),

@@ -207,6 +207,10 @@ class Metrics:
         scope, limit = self._labels.closed("scope", scope, SCOPES), self._labels.closed("limit", limit, LIMITS)
         self._scalar("strata_rate_limited_total", scope, limit).value += 1
 
+    def set_limits(self, *, alone: int) -> None:
+        """The total since the start."""
+        self._scalar("strata_limits_alone_total").value = alone
+
     def count_cache(self, model: str, result: str, saved_nano_usd: int = 0) -> None:
         """`result`: hit, miss, bypass or error."""
         model = self._labels.known_model(model)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import budgets, disk, kill, money, outage
+from tests.chaos import budgets, disk, kill, limits, money, outage
 
 
 def main() -> int:
@@ -74,6 +74,25 @@ def main() -> int:
     failing.add_argument("--how", choices=("fsync", "full"), default="fsync")
     failing.add_argument("--seconds", type=float, default=10.0)
     failing.set_defaults(play=lambda given, folder: disk.run(folder, how=given.how, seconds=given.seconds))
+
+    counting = faults.add_parser(
+        "limits", parents=[keep], help="limits that gateways share, and what Redis does to them"
+    )
+    counting.add_argument("--workers", type=int, default=3)
+    counting.add_argument("--pace", type=float, default=500.0, help="requests a second, in all")
+    counting.add_argument("--rpm", type=int, default=15_000)
+    counting.add_argument("--seconds", type=float, default=20.0)
+    counting.add_argument("--modes", nargs="+", choices=("shares", "strict"), default=["shares", "strict"])
+    counting.set_defaults(
+        play=lambda given, folder: limits.run(
+            folder,
+            workers=given.workers,
+            pace=given.pace,
+            rpm=given.rpm,
+            seconds=given.seconds,
+            modes=given.modes,
+        )
+    )
 
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="strata-chaos-") as temporary:
