@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
 from proxy.pages import pages
 from proxy.rounds import DATABASE_RETRY_SECONDS, Rounds, find_named, keep_partitions, measure_budgets, write_price_lines
+from proxy.routing.pace import Pace
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer
@@ -117,7 +119,8 @@ class Gateway:
             on_closed=(self._closed, self.history.note),
         )
         self.resting = Resting(config.rest, self._deployment_changed)
-        self.router = Router(config, self.resting, random.random)
+        self.pace = Pace()
+        self.router = Router(config, self.resting, random.random, self.pace)
         self.sim = SimServer()
         self.files = RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
@@ -290,6 +293,11 @@ class Gateway:
         if attempt.hold is not None and not attempt.hold.resolved:
             self.budgets.resolve(attempt.hold, attempt.cost_nano_usd)
         self.metrics.record_attempt(exchange, attempt)
+        deployment, usage = attempt.deployment, attempt.usage
+        if deployment.tpm is not None and usage is not None:
+            self.pace.used(deployment, usage.prompt + usage.completion, time.monotonic())
+        if deployment.rpm is not None and attempt.number > 1:  # the first was counted when it was planned
+            self.pace.asked(deployment, time.monotonic())
 
     def _closed(self, exchange: Exchange) -> None:
         self.metrics.request_ended(exchange.endpoint)

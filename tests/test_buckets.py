@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admission.buckets import MINUTE_NS, Allowance, Bucket, burst_of
+from proxy.admission.allowances import Allowance, burst_of
+from proxy.buckets import MINUTE_NS, Bucket
 from proxy.exchange import Limit
 
 RATES = st.integers(1, 1_000_000_000)

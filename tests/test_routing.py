@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.config import Config, Deployment, Model, Provider, Rest
 from proxy.errors import CallerError, GatewayFault
+from proxy.routing.pace import Pace
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
 from proxy.routing.retries import FLOOR, LONGEST_BACKOFF_SECONDS, RetryBudget, backoff_seconds
@@ -45,6 +46,28 @@ def test_weights_share_one_order() -> None:
     first = sum(order[0] == "one/a" for order in orders) / len(orders)
     assert 0.70 < first < 0.80
     assert all(order[2] == "two/c" for order in orders)
+
+
+def test_a_deployment_that_is_asked_as_often_as_it_may_be_is_passed_over_until_time_has_paid() -> None:
+    paced = Deployment(provider=ONE, model="a", order=1, rpm=3)
+    smart = Model(name="smart", deployments=(paced, deployment(TWO, "b", order=2)))
+    plans = router(smart)
+    assert [names(plans, "smart")[0] for _ in range(5)] == ["one/a"] * 3 + ["two/b"] * 2
+    assert names(plans, "smart", 19.0) == ["two/b", "one/a"]
+    assert names(plans, "smart", 21.0) == ["one/a", "two/b"]
+
+
+def test_a_deployment_that_has_used_its_tokens_is_passed_over_and_when_all_have_one_is_asked_all_the_same() -> None:
+    first, second = (Deployment(provider=ONE, model=name, order=at, tpm=600) for at, name in enumerate("ab", 1))
+    pace = Pace()
+    config = Config(models={"smart": Model(name="smart", deployments=(first, second))})
+    plans = Router(config, Resting(Rest()), lambda: 0.5, pace)
+    pace.used(first, 5000, 0.0)
+    assert names(plans, "smart", 0.0) == ["one/b", "one/a"]
+    pace.used(second, 600, 0.0)
+    plan = plans.plan(plans.find("smart"), 0.0)
+    assert ([step.deployment.name for step in plan.steps], plan.attempts) == (["one/a", "one/b"], 1)
+    assert names(plans, "smart", 61.0) == ["one/a", "one/b"]
 
 
 def test_a_pattern_serves_a_whole_provider_under_its_own_names() -> None:

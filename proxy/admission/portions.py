@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from proxy.admission.buckets import MINUTE_NS, UNLIMITED, Allowance, Bucket, Kind, Short, burst_of
+from proxy.admission.allowances import UNLIMITED, Allowance, Kind, Short, burst_of
+from proxy.buckets import MINUTE_NS, Bucket
 from proxy.exchange import Limit
 from proxy.storage.redis_limits import Asked, Granted
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from proxy.admission.buckets import Short
+from proxy.admission.allowances import Short
 from proxy.admission.limits import Standing, limit_headers
 from proxy.errors import GatewayFault, PolicyError
 from proxy.exchange import Budget, Caller, Limit

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from proxy.admission.buckets import Allowance
+from proxy.admission.allowances import Allowance
 from proxy.admission.limits import Limits, Standing
 from proxy.admission.portions import Portion
 from proxy.admission.refusals import too_fast

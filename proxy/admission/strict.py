@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from proxy.admission.buckets import Allowance, Kind, Short
+from proxy.admission.allowances import Allowance, Kind, Short
 from proxy.admission.limits import Standing
 from proxy.admission.portions import IDLE_TICKS, NS_PER_MS, RENEW_NS, Lease, Portion
 from proxy.admission.refusals import too_fast

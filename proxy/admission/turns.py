@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from proxy.admission.buckets import MINUTE_NS, Allowance, Bucket
+from proxy.admission.allowances import Allowance
 from proxy.admission.limits import Limits, Standing
 from proxy.admission.refusals import too_fast
+from proxy.buckets import MINUTE_NS, Bucket
 from proxy.errors import PolicyError
 from proxy.exchange import Caller, Exchange, Limit
 from proxy.providers import ChatRequest

@@ -112,6 +112,9 @@ class Deployment(Struct, frozen=True, kw_only=True):
     """The model behind it, where that name does not tell, as on Azure: its price and limits are looked up by this."""
     weight: int = 1
     order: int = 1
+    rpm: int | None = None
+    tpm: int | None = None
+    """What it is good for in a minute: beyond that others are asked first."""
 
     name: str = ""
     """`provider/model`; always derived."""

@@ -37,6 +37,8 @@ _DEPLOYMENT_KEYS = {
     "base_model": Key("base_model", text),
     "weight": Key("weight", integer(1, 1_000_000)),
     "order": Key("order", integer(1, 1_000)),
+    "rpm": Key("rpm", integer(1, 1_000_000_000)),
+    "tpm": Key("tpm", integer(1, 1_000_000_000)),
 }
 
 
@@ -48,6 +50,8 @@ class _Wanted(NamedTuple):
     weight: int | None
     order: int | None
     base_model: str
+    rpm: int | None
+    tpm: int | None
     at: Mark
 
 
@@ -128,6 +132,8 @@ class Models:
                 base_model=one.base_model,
                 weight=one.weight or 1,
                 order=one.order or 1,
+                rpm=one.rpm,
+                tpm=one.tpm,
             )
             for one in wanted
             if (provider := self._providers.find(one.provider, one.at)) is not None
@@ -151,7 +157,8 @@ class Models:
             self._report.error(target.at, f"{path}: {wrong}")
             return None
         base_model = fields.get("base_model", "")
-        return _Wanted(provider, model, fields.get("weight"), fields.get("order"), base_model, target.at)
+        weight, order, rpm, tpm = (fields.get(name) for name in ("weight", "order", "rpm", "tpm"))
+        return _Wanted(provider, model, weight, order, base_model, rpm, tpm, target.at)
 
     def _split(self, node: ScalarNode, is_pattern: bool) -> tuple[str, str]:
         try:

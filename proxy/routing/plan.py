@@ -2,7 +2,8 @@
 From the name a client asks for to the deployments to try, in order.
 
 A name is looked up whole, then against the patterns (`openai/*`). Lower `order` comes first; within one order the
-load is shared by weight; who rests goes to the end, so that a request still has somewhere to go when everybody rests.
+load is shared by weight; who rests, or is asked as often as it may be, goes to the end, so that a request still has
+somewhere to go when everybody rests.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from proxy.config import Config, Deployment, Model
 from proxy.errors import CallerError, GatewayFault
+from proxy.routing.pace import Pace
 from proxy.routing.resting import Resting
 
 MAX_CACHED_NAMES = 1_000
@@ -38,7 +40,9 @@ class Plan(NamedTuple):
 
 
 class Router:
-    def __init__(self, config: Config, resting: Resting, dice: Callable[[], float]) -> None:
+    """`pace`: how fast deployments are asked that say what they are good for."""
+
+    def __init__(self, config: Config, resting: Resting, dice: Callable[[], float], pace: Pace | None = None) -> None:
         self._models = {name: model for name, model in config.models.items() if not name.endswith("*")}
         self._patterns = sorted(
             ((name[:-1], model) for name, model in config.models.items() if name.endswith("*")),
@@ -46,6 +50,7 @@ class Router:
         )
         self._resting = resting
         self._dice = dice
+        self._pace = pace or Pace()
         self._resolved: OrderedDict[str, Model] = OrderedDict()
 
     def names(self) -> list[str]:
@@ -78,10 +83,15 @@ class Router:
                 code="no_deployment",
                 error_type="gateway_no_deployment",
             )
-        awake = [step for step in steps if not self._resting.rests(step.deployment.name, now)]
+        awake = [step for step in steps if self._may_be_asked(step.deployment, now)]
         asleep = [step for step in steps if step not in awake]
         # When all rest, one of them is asked all the same, once: better than a sure refusal, and no storm.
+        self._pace.asked((awake or asleep)[0].deployment, now)
         return Plan((*awake, *asleep), max(1 + model.num_retries, len(awake)) if awake else 1, len(asleep))
+
+    def _may_be_asked(self, deployment: Deployment, now: float) -> bool:
+        limited = deployment.rpm is not None or deployment.tpm is not None
+        return not (self._resting.rests(deployment.name, now) or (limited and self._pace.full(deployment, now)))
 
     def _ordered(self, deployments: Iterable[Deployment]) -> list[Deployment]:
         """By order; within one order a weighted shuffle (Efraimidis and Spirakis: sort by dice ** (1 / weight))."""
