@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from proxy.admission.limits import Limits
@@ -20,10 +21,16 @@ DEPLOYMENT = Deployment(provider=Provider(name="p", api_base="http://127.0.0.1:9
 
 
 class Worker:
-    def __init__(self, number: int, settings: Settings) -> None:
+    def __init__(self, number: int, settings: Settings, clock_off_seconds: float = 0.0) -> None:
         self.redis = Redis(settings)
         kind = Strict if settings.limits == "strict" else Shared
-        self.turns = kind(Limits(), self.redis, f"worker-{number}", prefix=settings.prefix)
+        self.turns = kind(
+            Limits(),
+            self.redis,
+            f"worker-{number}",
+            prefix=settings.prefix,
+            wall_clock=lambda: time.time() + clock_off_seconds,
+        )
         self._run: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -60,10 +67,10 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def workers(
-    url: str, count: int = 3, *, mode: str = "shares", up: bool = True, **more: object
+    url: str, count: int = 3, *, mode: str = "shares", up: bool = True, clocks_off: float = 0.0, **more: object
 ) -> AsyncIterator[list[Worker]]:
     settings = Settings(url=Secret(url), limits=mode, **more)  # type: ignore[arg-type]
-    made = [Worker(number, settings) for number in range(count)]
+    made = [Worker(number, settings, number * clocks_off) for number in range(count)]
     try:
         for worker in made:
             await worker.start()

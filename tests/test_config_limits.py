@@ -84,6 +84,11 @@ def test_a_mistake_is_named(tmp_path: Path, limit: str, says: str) -> None:
     assert complaint(tmp_path, f"limits: [{limit}]").startswith(says)
 
 
+def test_a_deployment_says_what_it_is_good_for(tmp_path: Path) -> None:
+    read = config(tmp_path, "models: {m: {deployments: [{model: sim/chat, rpm: 6, tpm: 7}, {model: sim/echo}]}}")
+    assert [(one.rpm, one.tpm) for one in read.models["m"].deployments] == [(6, 7), (None, None)]
+
+
 def test_a_limit_for_a_model_that_nobody_has_is_a_warning(tmp_path: Path) -> None:
     found = read(tmp_path, "limits: [{scope: model, name: nothing, rpm: 1}]")
     assert found.config is not None

@@ -9,6 +9,9 @@ from proxy.admission.turns import Turns, wanted_tokens
 from proxy.config import Deployment, Provider, SharedLimit
 from proxy.errors import PolicyError
 from proxy.exchange import Attempt, Caller, Exchange, Limit, Usage
+from proxy.storage.budget_settings import find_subjects
+from proxy.storage.keys import insert_key
+from proxy.storage.postgres import Database
 
 SECOND_NS = 1_000_000_000
 DEPLOYMENT = Deployment(provider=Provider(name="p", api_base="http://127.0.0.1:9"), model="m")
@@ -189,6 +192,24 @@ async def test_a_full_map_of_busy_keys_drops_one_of_them_and_counts_it() -> None
     assert len(turns) == 4
     assert turns.evicted_total == 6
     await refused(turns, caller(Limit("9", "key", rpm=1)))
+
+
+async def test_a_team_of_the_file_is_known_as_soon_as_it_exists(db: Database) -> None:
+    limits = Limits((SharedLimit(scope="team", name="research", rpm=7), SharedLimit(scope="user", name="a@b.c", rpm=8)))
+    assert await find_subjects(db, limits.named) == {}
+    await db.execute("INSERT INTO strata.teams (name) VALUES ('research')")
+    found = await find_subjects(db, limits.named)
+    assert list(found) == [("team", "research")]
+    limits.learn(found)
+    assert of(limits, team=found["team", "research"]) == [(f"team:{found['team', 'research']}", 7)]
+
+
+async def test_a_key_is_stored_with_its_limits(db: Database) -> None:
+    row = await insert_key(
+        db, name="ci", digest=bytes(32), pepper_id="p", display="d", models=["*"], rpm=1, tpm=2, max_parallel=3,
+        expires_at=None, budget_limit_nano_usd=None, budget_window_seconds=None,
+    )  # fmt: skip
+    assert (row.rpm, row.tpm, row.max_parallel) == (1, 2, 3)
 
 
 def test_what_a_request_may_use_is_its_text_and_the_longest_answer_it_allows() -> None:

@@ -56,6 +56,18 @@ async def test_a_small_limit_is_exact_from_the_first_request(server: RedisServer
 
 
 @MODES
+async def test_workers_whose_clocks_are_an_hour_apart_count_as_one(server: RedisServer, mode: str) -> None:
+    limit = Limit("key:k", "key", rpm=600)
+    async with workers(server.url, 3, mode=mode, clocks_off=3600.0) as made:
+        began = time.monotonic()
+        passed = sum([sum([await worker.passes(limit) for worker in made]) for _ in range(250)])
+        refilled = int((time.monotonic() - began) * 10) + 1
+        assert 590 <= passed <= 600 + refilled
+        await asyncio.sleep(0.5)
+        assert any([await worker.passes(limit) for worker in made])
+
+
+@MODES
 async def test_what_one_worker_does_not_use_the_others_get(server: RedisServer, mode: str) -> None:
     limit = Limit("key:k", "key", rpm=60)
     async with workers(server.url, mode=mode) as made:

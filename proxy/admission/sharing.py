@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 
 from proxy.admission.allowances import Allowance
 from proxy.admission.limits import Limits, Standing
-from proxy.admission.portions import Portion
+from proxy.admission.portions import NS_PER_MS, Portion
 from proxy.admission.refusals import too_fast
 from proxy.admission.turns import Turn, Turns, used_tokens
 from proxy.exchange import Caller, Exchange, Limit
 from proxy.storage.redis import Away, Redis, limit_tag
-from proxy.storage.redis_limits import Asked, count_workers, lease
+from proxy.storage.redis_limits import Asked, lease, say_alive
 
 TICK_SECONDS = 0.05
 HEARTBEAT_SECONDS = 1.0
@@ -27,6 +27,8 @@ WAIT_SECONDS = 0.05
 """The most that a request waits for Redis, however often it must ask."""
 BATCH = 32
 """Limits that one script call is about; Redis does nothing else meanwhile."""
+SLICE = 500
+"""Limits that are looked at before the event loop has its turn."""
 MAX_ASKED = 8
 
 log = logging.getLogger("strata.admission")
@@ -80,7 +82,7 @@ class Shared(Turns):
         self._redis = redis
         self._worker_id = worker_id
         self._prefix = limit_tag(prefix)
-        self._wall_clock = wall_clock
+        self._ahead_ms = int(wall_clock() * 1000) - clock_ns() // NS_PER_MS
         self._active: dict[str, Portion] = {}
         self._was_up = False
         self._questions: set[asyncio.Task[None]] = set()
@@ -129,6 +131,7 @@ class Shared(Turns):
             up = self._redis.up
             if up and not self._was_up:
                 self._start_anew()
+                beat_at = float("-inf")
             self._was_up = up
             if not up:
                 continue
@@ -190,20 +193,26 @@ class Shared(Turns):
         return turn
 
     async def _heartbeat(self) -> None:
-        now_ms = int(self._wall_clock() * 1000)
-        self.workers = await count_workers(self._redis, now_ms, self._worker_id, f"{self._prefix}workers")
+        self.workers, now_ms = await say_alive(self._redis, self._worker_id, f"{self._prefix}workers")
+        self._ahead_ms = now_ms - self._clock_ns() // NS_PER_MS
+
+    def _now_ms(self) -> int:
+        """Redis's time, as far as we know: our own wall clock may be wrong, and may jump."""
+        return self._clock_ns() // NS_PER_MS + self._ahead_ms
 
     async def _tick(self) -> None:
         now_ns = self._clock_ns()
         due = []
-        for portion in list(self._active.values()):
+        for number, portion in enumerate(list(self._active.values()), 1):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
             if portion.workers != self.workers:
                 portion.share_with(self.workers)
             if portion.tick(now_ns):
                 due.append(portion)
             elif portion.over:
                 portion.active = False
-                del self._active[portion.limit.id]
+                self._active.pop(portion.limit.id, None)
         await self._ask_in_batches(due)
 
     async def _ask_in_batches(self, portions: Sequence[Portion]) -> None:
@@ -234,7 +243,7 @@ class Shared(Turns):
 
     async def _ask_for(self, portions: Sequence[Portion], asked: Sequence[Asked]) -> None:
         try:
-            told = await lease(self._redis, int(self._wall_clock() * 1000), self._worker_id, asked)
+            told = await lease(self._redis, self._now_ms(), self._worker_id, asked)
         except Away:
             for portion in portions:
                 portion.asking = False

@@ -99,8 +99,7 @@ class Strict(Shared):
         self.asked_total += 1
         numbers = [number for portion in portions for number in portion.numbers()]
         keys = [f"{self._prefix}{portion.limit.id}" for portion in portions]
-        now_ms = int(self._wall_clock() * 1000)
-        told = await take(self._redis, now_ms, self._worker_id, tokens, keys, numbers)
+        told = await take(self._redis, self._now_ms(), self._worker_id, tokens, keys, numbers)
         if not told[0]:
             refusing = portions[told[1]]
             short = Short(refusing.limit, KINDS[told[2] - 1], told[3] * NS_PER_MS)

@@ -77,6 +77,8 @@ class Redis:
         self._watch: asyncio.TimerHandle | None = None
         self._graces = 0
         self._task: asyncio.Task[None] | None = None
+        self._rejecting = False
+        """It is there, and said no to the last script."""
         self.late_total = 0
         """Connections ended because an answer did not come in time."""
 
@@ -105,6 +107,7 @@ class Redis:
         if not isinstance(answer, list) or not all(type(number) is int for number in answer):
             self._reject(ValueError("an answer of another kind"))
             raise Away
+        self._rejecting = False
         return answer
 
     def _send(self, *command: int | str) -> asyncio.Future[object]:
@@ -232,7 +235,9 @@ class Redis:
 
     def _reject(self, error: Exception) -> None:
         if self.up:
-            log.warning("Redis cannot count (%s): each process counts by itself.", _plain(error))
+            if not self._rejecting:
+                log.warning("Redis cannot count (%s): each process counts by itself.", _plain(error))
+            self._rejecting = True
             self._set_up(False)
             asyncio.get_running_loop().call_later(REJECTED_SECONDS, self._try_again)
 

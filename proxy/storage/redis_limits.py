@@ -1,6 +1,7 @@
 """
 The Lua of shared limits. Each limit is a hash: what is owed of requests and of tokens, and how many requests each
-worker may run, until when. Whole numbers only; the time is the caller's, in milliseconds, and never goes back.
+worker may run, until when. Whole numbers only; the time is the caller's, who knows what Redis's clock says, in
+milliseconds, and never goes back.
 
 A part is a 60,000th of a request or token, so that each millisecond pays a whole number of them; the largest number
 there can be, a limit of 10^9 for an hour, is below 2^53 and exact.
@@ -23,6 +24,7 @@ local now, ttl, worker = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local function read(key)
     local found = redis.call('HMGET', key, 'at', 'r', 't')
     local at = tonumber(found[1]) or now
+    if at > now + 60000 then at = now end  -- a clock was wrong: nobody waits for it
     local time = math.max(now, at)
     return time, math.min(time - at, 3600000), tonumber(found[2]) or 0, tonumber(found[3]) or 0
 end
@@ -137,10 +139,12 @@ return told
 
 ALIVE = Script(
     """
-redis.call('ZADD', KEYS[1], ARGV[1], ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. string.format('%.0f', tonumber(ARGV[1]) - tonumber(ARGV[2])))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {redis.call('ZCARD', KEYS[1])}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[1]))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return {redis.call('ZCARD', KEYS[1]), now}
 """
 )
 
@@ -202,6 +206,9 @@ async def take(
     return told
 
 
-async def count_workers(redis: Redis, now_ms: int, worker: str, key: str) -> int:
-    """How many were heard of lately, this one included. Raises Away."""
-    return max(1, *await redis.run(ALIVE, [key], [now_ms, WORKER_MS, worker]))
+async def say_alive(redis: Redis, worker: str, key: str) -> tuple[int, int]:
+    """How many workers were heard of lately, this one included; and what time it is for Redis. Raises Away."""
+    told = await redis.run(ALIVE, [key], [WORKER_MS, worker])
+    if len(told) != 2:
+        raise Away
+    return max(1, told[0]), told[1]
