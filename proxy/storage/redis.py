@@ -70,6 +70,7 @@ class Redis:
         self._changed = changed
         self._answer_seconds = answer_seconds
         self._connection: AbstractConnection | None = None
+        self._pack: Callable[[tuple[int | str, ...]], bytes] = _no_packer
         self._asked: deque[_Asked] = deque()
         self._out: list[bytes] = []
         self._something_to_write = asyncio.Event()
@@ -77,6 +78,9 @@ class Redis:
         self._watch: asyncio.TimerHandle | None = None
         self._graces = 0
         self._task: asyncio.Task[None] | None = None
+        self._pause_seconds = FIRST_RETRY_SECONDS
+        self._told = False
+        """That it is away stands in the log already."""
         self._rejecting = False
         """It is there, and said no to the last script."""
         self.late_total = 0
@@ -111,45 +115,44 @@ class Redis:
         return answer
 
     def _send(self, *command: int | str) -> asyncio.Future[object]:
-        connection = self._connection
-        if connection is None:
+        if self._connection is None:
             raise Away
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[object] = loop.create_future()
         now = loop.time()
         self._asked.append(_Asked(answer, now))
-        self._out.extend(connection.pack_command(*command))
+        self._out.append(self._pack(command))
         self._something_to_write.set()
         if self._watch is None:
             self._watch_until(now + self._answer_seconds)
         return answer
 
     async def _keep_connected(self) -> None:
-        pause = FIRST_RETRY_SECONDS
-        told = False
         while True:
             connection: AbstractConnection | None = None
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     connection = await _connect(self._settings)
                 await self._serve(connection)
-                pause, told = FIRST_RETRY_SECONDS, False
             except Exception as error:
                 # Every kind of failure of a library, an address or a server means the same: it is away
-                if not told:
+                if not self._told:
                     log.warning("Redis is away (%s): each process counts by itself.", _plain(error))
-                told = True
+                self._told = True
             finally:
                 self._set_up(False)
                 self._forget()
                 if connection is not None:
                     with contextlib.suppress(OSError):
                         await connection.disconnect(nowait=True)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_RETRY_SECONDS)
+            await asyncio.sleep(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, LAST_RETRY_SECONDS)
 
     async def _serve(self, connection: AbstractConnection) -> None:
         """Until the connection breaks, or an answer is late. Up when the first answer was there in time."""
+        from hiredis import pack_command  # noqa: PLC0415 (lazily, see `run`)
+
+        self._pack = pack_command  # type: ignore[assignment]  # it takes any number of words
         self._connection = connection
         self._broken.clear()
         self._something_to_write.clear()
@@ -161,6 +164,7 @@ class Redis:
         try:
             await self._send("PING")
             log.info("Redis is there: limits are shared.")
+            self._pause_seconds, self._told = FIRST_RETRY_SECONDS, False
             self._set_up(True)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -314,6 +318,10 @@ def _at(url: str, host: str, port: int | str) -> str:
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{login}{at}{f'[{host}]' if ':' in host else host}:{port}"))
+
+
+def _no_packer(_: tuple[int | str, ...]) -> bytes:
+    raise Away
 
 
 def _plain(error: BaseException) -> str:
