@@ -89,3 +89,38 @@ async def workers(
 def finished(tokens: int) -> Exchange:
     attempt = Attempt(1, DEPLOYMENT, 0, usage=Usage(input=tokens))
     return Exchange(bytes(16), "req_1", "chat", 0, 0, attempts=[attempt])
+
+
+@contextlib.asynccontextmanager
+async def between(port: int, delay_seconds: float) -> AsyncIterator[int]:
+    """A port that leads to another, whose answers come later."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                await asyncio.sleep(delay)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, back, 0.0), carry(onward, writer, delay_seconds))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[int]:
+    """A port where every write is answered with the same."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(answer * max(1, data.count(b"\r\n*") + 1))
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]

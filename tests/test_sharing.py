@@ -19,7 +19,7 @@ from proxy.exchange import Limit
 from tests.conftest import needs
 from tests.gateway import free_port
 from tests.redis_server import RedisServer
-from tests.sharing import finished, workers
+from tests.sharing import answering, between, finished, workers
 
 pytestmark = pytest.mark.needs("redis-server")
 
@@ -272,6 +272,35 @@ async def test_what_somebody_else_has_put_there_is_no_error(server: RedisServer,
         server.command("DEL", "{strata-limits}:key:k")
         await worker.until_up()
         assert await worker.passes(limit)
+
+
+@MODES
+async def test_a_slow_redis_is_not_waited_for(server: RedisServer, mode: str) -> None:
+    limit = Limit("key:k", "key", rpm=600)
+    async with (
+        between(server.port, 0.2) as port,
+        workers(f"redis://127.0.0.1:{port}/0", 1, mode=mode, up=False) as (worker,),
+    ):
+        await asyncio.sleep(1.0)
+        began = time.monotonic()
+        assert all([await worker.passes(limit) for _ in range(20)])
+        assert time.monotonic() - began < MOST_SECONDS
+        assert not worker.redis.up
+        assert worker.turns.alone_total == 20
+
+
+@MODES
+@pytest.mark.parametrize("answer", [b":1\r\n", b"*1\r\n:7\r\n", b"+OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"\0\xff"])
+async def test_what_is_no_redis_is_as_good_as_none(answer: bytes, mode: str) -> None:
+    limit = Limit("key:k", "key", rpm=600, tpm=6000, max_parallel=9)
+    async with (
+        answering(answer) as port,
+        workers(f"redis://127.0.0.1:{port}/0", 1, mode=mode, up=False) as (worker,),
+    ):
+        for _ in range(5):
+            assert await worker.passes(limit)
+            await asyncio.sleep(0.1)
+        assert worker.turns.alone_total == 5
 
 
 @pytest.mark.parametrize(("password", "up"), [("right-password", True), ("wrong-password", False)])

@@ -8,12 +8,15 @@ was used in the meantime too.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.admission.allowances import UNLIMITED, Allowance, Kind, Short, burst_of
 from proxy.buckets import MINUTE_NS, Bucket
 from proxy.exchange import Limit
 from proxy.storage.redis_limits import Asked, Granted
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 NS_PER_MS = 1_000_000
 IDLE_TICKS = 4
@@ -109,8 +112,8 @@ class Portion(Allowance):
     def __init__(self, limit: Limit, *, workers: int) -> None:
         self.active = False
         """Whether the background looks after it."""
-        self.asking = False
-        """Redis is being asked: one question at a time."""
+        self.asking: Future[None] | None = None
+        """Redis is being asked: one question at a time, and this is done when it is answered."""
         self.idle_ticks = 0
         self.renewed_ns = 0
         self.refused: Short | None = None
@@ -218,7 +221,6 @@ class Portion(Allowance):
 
     def ask(self, prefix: str, tokens: int | None) -> Asked:
         """What to ask Redis for: so that a request with so many tokens passes; None: so that the next ones do."""
-        self.asking = True
         limit, quiet, workers = self.limit, self.idle_ticks >= IDLE_TICKS, self.workers
         requests, bucket = self.request_lease, self.token_lease
         of_requests, of_tokens, slots = Wanted(), Wanted(), -1
@@ -240,7 +242,6 @@ class Portion(Allowance):
 
     def told(self, asked: Asked, granted: Granted, now_ns: int) -> None:
         """Redis has answered. What it refused is refused here for a moment, too."""
-        self.asking = False
         self.renewed_ns = now_ns
         self.refused = None
         if self.request_lease is not None:
@@ -269,7 +270,7 @@ class Portion(Allowance):
         if self.token_lease is not None:
             used = self.token_lease.tick(self.tokens, now_ns) or used
         self.idle_ticks = 0 if used else self.idle_ticks + 1
-        if self.asking:
+        if self.asking is not None:
             return False
         if (
             self.limit.max_parallel is not None
@@ -289,4 +290,4 @@ class Portion(Allowance):
     @property
     def over(self) -> bool:
         """Nothing runs, nothing is leased: the background need not look after it."""
-        return not (self.running or self.asking or self.holds_idle_lease or self.idle_ticks < IDLE_TICKS)
+        return not (self.running or self.asking is not None or self.holds_idle_lease or self.idle_ticks < IDLE_TICKS)

@@ -87,7 +87,6 @@ class Shared(Turns):
         self._was_up = False
         self._questions: set[asyncio.Task[None]] = set()
         self._ending: set[Portion] = set()
-        self._answered: asyncio.Future[None] | None = None
         self.asked_total = 0
         """Questions to Redis that a request waited for."""
         self.alone_total = 0
@@ -145,7 +144,7 @@ class Shared(Turns):
 
     async def close(self) -> None:
         """Gives back what is leased, so that the others need not wait until it lapses."""
-        portions = [portion for portion in self._active.values() if not portion.asking]
+        portions = [portion for portion in self._active.values() if portion.asking is None]
         for portion in portions:
             portion.idle_ticks = 1_000
         if self._redis.up:
@@ -163,8 +162,9 @@ class Shared(Turns):
             portions = [self._portion(limit) for limit in limits if limit.model in ("", name, model)]
             lacking = [portion for portion in portions if portion.lacks(tokens)]
             self._refuse(caller, portions, lacking)
-            if any(portion.asking for portion in lacking):
-                await self._next_answer()
+            under_way = [portion.asking for portion in lacking if portion.asking is not None]
+            if under_way:
+                await asyncio.shield(under_way[0])
                 continue
             self.asked_total += 1
             await self._ask(lacking, tokens)
@@ -227,9 +227,10 @@ class Shared(Turns):
     def _begin(self, portions: Sequence[Portion], tokens: int | None) -> asyncio.Task[None]:
         """One question about all of these. In a task of its own: what is granted to a request that leaves is kept."""
         asked = [portion.ask(self._prefix, tokens) for portion in portions]
-        for portion in portions:
-            self._keep(portion)
         question = asyncio.create_task(self._ask_for(portions, asked), name="limits")
+        for portion in portions:
+            portion.asking = question
+            self._keep(portion)
         self._questions.add(question)
         question.add_done_callback(self._heard)
         return question
@@ -244,23 +245,12 @@ class Shared(Turns):
     async def _ask_for(self, portions: Sequence[Portion], asked: Sequence[Asked]) -> None:
         try:
             told = await lease(self._redis, self._now_ms(), self._worker_id, asked)
-        except Away:
-            for portion in portions:
-                portion.asking = False
-            raise
-        else:
-            now_ns = self._clock_ns()
-            for portion, question, granted in zip(portions, asked, told, strict=True):
-                portion.told(question, granted, now_ns)
         finally:
-            answered, self._answered = self._answered, None
-            if answered is not None:
-                answered.set_result(None)
-
-    async def _next_answer(self) -> None:
-        if self._answered is None:
-            self._answered = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._answered)
+            for portion in portions:
+                portion.asking = None
+        now_ns = self._clock_ns()
+        for portion, question, granted in zip(portions, asked, told, strict=True):
+            portion.told(question, granted, now_ns)
 
     def _start_anew(self) -> None:
         """Redis was away: what was leased before counts for nothing."""

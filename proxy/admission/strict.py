@@ -34,7 +34,7 @@ class StrictPortion(Portion):
             if lease is not None:
                 lease.tick(bucket, now_ns)
         renew = self.running > 0 and now_ns - self.renewed_ns > RENEW_NS
-        return not self.asking and (renew or self.holds_idle_lease)
+        return self.asking is None and (renew or self.holds_idle_lease)
 
     def numbers(self) -> tuple[int, ...]:
         """What the script wants to know."""
@@ -118,7 +118,7 @@ class Strict(Shared):
 
     def _give_back_now(self) -> None:
         ending, self._ending = self._ending, set()
-        due = [portion for portion in ending if not portion.asking and portion.holds_idle_lease]
+        due = [portion for portion in ending if portion.asking is None and portion.holds_idle_lease]
         if due and self._redis.up:
             for portion in due:
                 portion.idle_ticks = IDLE_TICKS + 1
