@@ -90,6 +90,16 @@ async def test_tokens_that_were_not_used_are_given_back_to_all(server: RedisServ
 
 
 @MODES
+async def test_a_small_request_is_not_refused_for_the_sake_of_a_large_one(server: RedisServer, mode: str) -> None:
+    limit = Limit("key:k", "key", tpm=1000)
+    async with workers(server.url, mode=mode) as made:
+        await made[0].take(limit, tokens=500)
+        assert not await made[1].passes(limit, tokens=900)
+        assert await made[1].passes(limit, tokens=100)
+        assert not await made[1].passes(limit, tokens=900)
+
+
+@MODES
 async def test_tokens_used_beyond_what_was_taken_are_paid_by_all(server: RedisServer, mode: str) -> None:
     limit = Limit("key:k", "key", tpm=1000)
     async with workers(server.url, mode=mode) as made:

@@ -96,17 +96,18 @@ class Portion(Allowance):
     """One limit as this worker has it while Redis is there (`spend`, `settle`) and while it is not (`take`, `end`)."""
 
     __slots__ = (
-        *(
-            "active",
-            "asking",
-            "idle_ticks",
-            "most_tokens",
-            "refused",
-            "refused_until_ns",
-            "renewed_ns",
-            "request_lease",
-        ),
-        *("slots", "token_lease", "workers"),
+        "active",
+        "asking",
+        "idle_ticks",
+        "most_tokens",
+        "refused",
+        "refused_tokens",
+        "refused_until_ns",
+        "renewed_ns",
+        "request_lease",
+        "slots",
+        "token_lease",
+        "workers",
     )
 
     def __init__(self, limit: Limit, *, workers: int) -> None:
@@ -117,6 +118,8 @@ class Portion(Allowance):
         self.idle_ticks = 0
         self.renewed_ns = 0
         self.refused: Short | None = None
+        self.refused_tokens = 0
+        """So many were too many; fewer may still pass."""
         self.refused_until_ns = 0
         self.request_lease: Lease | None = None
         self.token_lease: Lease | None = None
@@ -254,6 +257,7 @@ class Portion(Allowance):
         kind, wait_ms = max(waits, key=lambda one: one[1])
         if wait_ms > 0:
             self.refuse(kind, wait_ms, now_ns)
+            self.refused_tokens = asked.tokens_need if kind == "tpm" else 0
         elif granted.slots < asked.slots and granted.slots <= self.running:
             self.refuse("concurrency", 0, now_ns)
 
@@ -261,6 +265,15 @@ class Portion(Allowance):
         wait_ns = wait_ms * NS_PER_MS
         self.refused = Short(self.limit, kind, wait_ns)
         self.refused_until_ns = now_ns + min(max(wait_ns, SHORT_AT_LEAST_NS), SHORT_AT_MOST_NS)
+
+    def still_refuses(self, tokens: int, now_ns: int) -> Short | None:
+        """What Redis has said just now, if that holds for so many tokens too."""
+        if self.refused is None or now_ns >= self.refused_until_ns:
+            return None
+        if self.refused.kind == "tpm" and self.token_lease is not None:
+            missing = min(tokens, self.most_tokens) - max(0, self.token_lease.free)
+            return self.refused if missing >= self.refused_tokens else None
+        return self.refused
 
     def tick(self, now_ns: int) -> bool:
         """Whether Redis should be asked now."""

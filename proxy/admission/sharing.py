@@ -161,22 +161,23 @@ class Shared(Turns):
                 return turn
             portions = [self._portion(limit) for limit in limits if limit.model in ("", name, model)]
             lacking = [portion for portion in portions if portion.lacks(tokens)]
-            self._refuse(caller, portions, lacking)
+            self._refuse(caller, portions, lacking, tokens)
             under_way = [portion.asking for portion in lacking if portion.asking is not None]
             if under_way:
                 await asyncio.shield(under_way[0])
                 continue
             self.asked_total += 1
             await self._ask(lacking, tokens)
-            self._refuse(caller, portions, [portion for portion in lacking if portion.lacks(tokens)])
+            self._refuse(caller, portions, [portion for portion in lacking if portion.lacks(tokens)], tokens)
         raise Away
 
-    def _refuse(self, caller: Caller, portions: Sequence[Portion], lacking: Sequence[Portion]) -> None:
+    def _refuse(self, caller: Caller, portions: Sequence[Portion], lacking: Sequence[Portion], tokens: int) -> None:
         """Raises PolicyError 429 for what Redis has refused just now."""
         now_ns = self._clock_ns()
         for portion in lacking:
-            if portion.refused is not None and now_ns < portion.refused_until_ns:
-                raise too_fast(caller, portion.refused, _standing(portions))
+            short = portion.still_refuses(tokens, now_ns)
+            if short is not None:
+                raise too_fast(caller, short, _standing(portions))
 
     def _take_alone(self, caller: Caller, limits: tuple[Limit, ...], name: str, model: str, tokens: int) -> Turn:
         """Out of this worker's own part."""
