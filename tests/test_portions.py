@@ -1,4 +1,4 @@
-"""What workers lease is what a limit has: nothing is spent twice and nothing lost, whatever they do, whenever they ask."""
+"""What workers lease is what a limit has: nothing is spent twice and nothing lost, whatever they do, at any time."""
 
 from __future__ import annotations
 
