@@ -14,7 +14,7 @@ from proxy.admission import keys
 from proxy.admission.gate import MASTER, Gate, permits
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
-from proxy.config import Secret, StaticKey
+from proxy.config import Secret, SharedLimit, StaticKey
 from proxy.errors import CallerError, GatewayError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
 from proxy.storage.keys import KeyRow, insert_key, revoke_key
@@ -165,6 +165,24 @@ async def test_the_master_key_is_an_admin_who_is_limited_by_nothing(gate: Gate) 
     assert caller is MASTER
     assert (caller.admin, caller.budgets, caller.limits) == (True, (), ())
     gate.allow(caller, "anything/at/all")
+
+
+async def test_what_limits_everybody_limits_the_master_key_too() -> None:
+    everybody = Limits((SharedLimit(scope="global", rpm=5),))
+    gate = Gate(Keyring(away(), PEPPER), everybody, PEPPER, master_key=Secret(MASTER_KEY))
+    caller = await gate.admit([(b"authorization", b"Bearer " + MASTER_KEY.encode())])
+    assert [(limit.id, limit.rpm) for limit in caller.limits] == [("global", 5)]
+
+
+async def test_callers_are_made_anew_when_it_is_known_who_is_behind_a_name() -> None:
+    static = StaticKey(name="ci", key=Secret(KEY), rpm=2)
+    gate = gate_over(Keyring(away(), PEPPER, static=(static,)))
+    first = await gate.admit([BEARER])
+    gate.bind_named({("team", "research"): "t"})
+    assert await gate.admit([BEARER]) is not first
+    second = await gate.admit([BEARER])
+    gate.bind_named({("team", "research"): "t"})
+    assert await gate.admit([BEARER]) is second
 
 
 async def test_without_a_master_key_there_is_no_admin() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from proxy.admission.limits import Limits, Standing, format_reset, limit_headers
@@ -210,6 +213,12 @@ async def test_a_key_is_stored_with_its_limits(db: Database) -> None:
         expires_at=None, budget_limit_nano_usd=None, budget_window_seconds=None,
     )  # fmt: skip
     assert (row.rpm, row.tpm, row.max_parallel) == (1, 2, 3)
+
+
+def test_a_gateway_without_redis_does_not_import_its_client() -> None:
+    asked = "import sys, proxy.app; print('redis' in sys.modules, 'hiredis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False False\n"
 
 
 def test_what_a_request_may_use_is_its_text_and_the_longest_answer_it_allows() -> None:
