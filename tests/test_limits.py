@@ -86,11 +86,11 @@ def test_the_named_one_holds_instead_of_the_one_for_each_once_its_id_is_known() 
     assert not limits.learn({("user", "ann@example.com"): "u", ("team", "research"): "t"})
 
 
-def test_a_key_s_own_numbers_hold_instead_of_those_for_each_key() -> None:
-    limits = Limits((SharedLimit(scope="key", rpm=100, burst_seconds=5),))
+def test_of_a_key_s_own_numbers_and_the_file_s_the_lower_ones_hold() -> None:
+    limits = Limits((SharedLimit(scope="key", rpm=100, tpm=900, burst_seconds=5),))
     assert of(limits) == [("key:k", 100)]
-    (own,) = limits.of("k", "ci", None, None, rpm=7, tpm=None, max_parallel=None)
-    assert (own.rpm, own.burst_seconds) == (7, 5)
+    (own,) = limits.of("k", "ci", None, None, rpm=7, tpm=1000, max_parallel=2)
+    assert (own.rpm, own.tpm, own.max_parallel, own.burst_seconds) == (7, 900, 2, 5)
 
 
 async def test_requests_beyond_the_minute_s_are_told_when_to_come_back() -> None:

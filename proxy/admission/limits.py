@@ -73,8 +73,8 @@ class Limits:
         max_parallel: int | None,
     ) -> tuple[Limit, ...]:
         """
-        What binds a key: its own numbers, or else what the configuration says of each key; what it says of its user and
-        team; and of everybody.
+        What binds a key: its own numbers and what the configuration says of it, the lower of each; what that says of
+        its user and team; and of everybody.
         """
         found: dict[str, Limit] = {}
         for shared in self._configured:
@@ -86,8 +86,15 @@ class Limits:
                 found[id] = _limit(shared, id)
         if (rpm, tpm, max_parallel) != (None, None, None):
             id = f"key:{key_id}"
-            burst_seconds = found[id].burst_seconds if id in found else 60
-            found[id] = Limit(id, "key", rpm, tpm, max_parallel, burst_seconds)
+            of_file = found.get(id) or Limit(id, "key")
+            found[id] = Limit(
+                id,
+                "key",
+                _lower(of_file.rpm, rpm),
+                _lower(of_file.tpm, tpm),
+                _lower(of_file.max_parallel, max_parallel),
+                of_file.burst_seconds,
+            )
         return (*found.values(), *self.everybody)
 
     def _means(self, shared: SharedLimit, subject: str, key_name: str) -> bool:
@@ -95,6 +102,10 @@ class Limits:
             return True
         known = key_name if shared.scope == "key" else self._ids.get((shared.scope, shared.name))
         return (shared.name if shared.scope == "key" else subject) == known
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
 
 
 def _limit(shared: SharedLimit, id: str) -> Limit:
