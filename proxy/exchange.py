@@ -132,7 +132,7 @@ class Attempt(msgspec.Struct):
     status: int = 0
     """The provider's HTTP status; 0 if none came."""
     head: dict[bytes, bytes] = {}
-    """The head of the provider's answer, as it came; its names are lower case."""
+    """The head of the provider's answer, as it came."""
     outcome: str = ""
     """`ok` or an error_type."""
     usage: Usage | None = None

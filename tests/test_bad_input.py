@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
@@ -331,6 +332,22 @@ async def test_pipelined_requests_are_each_answered_under_their_own_key(gateway:
     answers = await send(gateway, ours + limited + stranger + ours, answers=4)
     assert [answer.status for answer in answers] == [404, 403, 401, 404]
     assert [answer.headers["x-request-id"] for answer in answers] == ["pipe-1", "pipe-2", "pipe-3", "pipe-1"]
+
+
+async def test_every_request_of_a_kept_connection_is_judged_by_its_own_head(gateway: Gateway) -> None:
+    body = chat(model="nothing")
+    longer = chat(model="nothing at all")
+    plain, again = whole(gateway, body), whole(gateway, longer)
+    stranger = whole(gateway, body, key="sk-strata-nobody")
+    doubled = whole(gateway, body, "host: evil")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(SECONDS):
+        for data in (plain, plain, again[:-9], again[-9:] + stranger[:40], stranger[40:], again, doubled):
+            writer.write(data)
+            await asyncio.sleep(0.05)
+        answered = await reader.read()
+    writer.close()
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answered) == [b"404", b"404", b"404", b"401", b"404", b"400"]
 
 
 async def test_ids_that_are_not_safe_are_replaced(gateway: Gateway) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from proxy.dialects.openai import encode_error
-from proxy.edge.replies import Header, error_body, error_headers, lines, new_request_id
+from proxy.edge.heads import Head
+from proxy.edge.replies import error_body, error_headers, lines, new_request_id
 from proxy.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -26,20 +27,6 @@ Story = Callable[["LaneRequest"], Awaitable[None]]
 
 COMMENT = b": keepalive\n\n"
 CLOSE = b"connection: close\r\n"
-
-
-class Head:
-    """What the story may want to know of a request's head; everything else has been judged and dropped."""
-
-    __slots__ = ("content_type", "credentials", "hints", "request_id")
-
-    def __init__(self) -> None:
-        self.credentials: list[Header] = []
-        """Every header that may carry a key: lower-case name, value."""
-        self.content_type = b""
-        self.request_id: bytes | None = None
-        self.hints: dict[str, str] = {}
-        """The client's `x-strata-…` headers, and what it wants of a provider's previews (`anthropic-beta`)."""
 
 
 class LaneRequest:
@@ -65,7 +52,7 @@ class LaneRequest:
         self.story = story
         self.head = head
         self.keep_alive = keep_alive
-        self.body = bytearray()
+        self.body: bytes | bytearray = b""
         self.more_body = True
         self.request_id = ""
         self.started = False

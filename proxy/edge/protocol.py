@@ -9,8 +9,8 @@ to Starlette through ASGI.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,17 +19,25 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from proxy.edge.lane import Head, LaneRequest, Story
+from proxy.edge.heads import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Head,
+    PlainHead,
+    body_too_large,
+    head_too_large,
+    only_chunked,
+    read_head,
+    read_plain,
+)
+from proxy.edge.lane import LaneRequest, Story
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
 from proxy.errors import CallerError, GatewayError, GatewayFault
 
-MAX_HEADERS = 100
-MAX_HEAD_BYTES = 32_768
 TICK_SECONDS = 0.5
 LINGER_SECONDS = 2.0
 MAX_LINGER_BYTES = 64_000_000
 
-_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
 _BAD_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00|%0[AaDd]|[^!-~]")
 _DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?:/|$)")
 
@@ -77,6 +85,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._waiting_since = self.loop.time()
         self._paused_since = 0.0
         self._lingered_bytes = 0
+        self._between = True
+        """Nothing of the next message has been read yet."""
+        self._plain: PlainHead | None = None
+        """The last plain head of a hot request on this connection."""
+        self._body_missing = 0
+        """Of a plain message, how many bytes are still to come."""
         self._lane: LaneRequest | None = None
         """The lane request whose body is arriving."""
         self._told: LaneRequest | None = None
@@ -99,10 +113,14 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
+        if self._body_missing:
+            self._take_body(data)
+            return
         try:
-            self.parser.feed_data(data)
+            if not self._between or not self._take_plain(data):
+                if self._in_head:
+                    self._head_bytes += len(data)
+                self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.refuse(
                 CallerError("This server speaks HTTP/1.1 only: send no Upgrade.", status=426, code="no_upgrade")
@@ -115,7 +133,49 @@ class GatewayProtocol(HttpToolsProtocol):
                 self.refuse(CallerError("This is not a well-formed HTTP/1.1 request.", code="invalid_http"))
         else:
             if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-                self.refuse(_head_too_large())
+                self.refuse(head_too_large())
+
+    def _take_plain(self, data: bytes) -> bool:
+        """Begins a hot request whose head is plain and all here; False: it is none, or there is more than that one."""
+        plain = self._plain
+        body = plain.find_body(data) if plain is not None else None
+        if plain is None or body is None:
+            plain = self._plain = self._read_plain(data)
+            body = plain.find_body(data) if plain is not None else None
+            if plain is None or body is None:
+                return False
+        start, size = body
+        missing = start + size - len(data)
+        if missing < 0 or size > self.door.max_body_bytes:
+            return False
+        self.expect_100_continue = self._in_head = False
+        self._head_bytes = 0
+        self._waiting_since = self.loop.time()
+        lane = self._enter_lane(self.door.hot[plain.target], plain.head, plain.keep_alive)
+        lane.body = data[start:]
+        self._body_missing = missing
+        if not missing:
+            self.on_message_complete()
+        return True
+
+    def _read_plain(self, data: bytes) -> PlainHead | None:
+        plain = read_plain(data)
+        if plain is None or plain.target not in self.door.hot:
+            return None
+        with contextlib.suppress(CallerError):  # the long way refuses it
+            plain.head = read_head(plain.headers, self.door.max_body_bytes)
+            return plain
+        return None
+
+    def _take_body(self, data: bytes) -> None:
+        """More of the body of a plain message, and perhaps of what follows it."""
+        body, rest = data[: self._body_missing], data[self._body_missing :]
+        self._body_missing -= len(body)
+        self.on_body(body)
+        if not self._body_missing:
+            self.on_message_complete()
+        if rest:
+            self.data_received(rest)
 
     def refuse(self, error: GatewayError) -> None:
         """Answers a request that is not to be read any further, and closes: what follows cannot be trusted."""
@@ -154,6 +214,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._between = False
         self._in_head = True
         self._head_bytes = max(self._head_bytes, 1)
         self._waiting_since = self.loop.time()
@@ -168,8 +229,11 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(headers) > MAX_HEADERS or (
             head_bytes > MAX_HEAD_BYTES and sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES
         ):
-            raise _head_too_large()
-        head = self._read_head()
+            raise head_too_large()
+        head = read_head(headers, self.door.max_body_bytes)
+        if head.chunked and self.parser.get_http_version() == "1.0":
+            raise only_chunked()
+        self.expect_100_continue = head.expects
         story = self.door.hot.get(self.url)
         if story is None:
             self._check_target()
@@ -178,18 +242,22 @@ class GatewayProtocol(HttpToolsProtocol):
             self._lane = None
             self._enter_asgi()
         else:
-            self._enter_lane(story, head)
+            keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+            self._enter_lane(story, head, keep_alive)
 
     def on_body(self, body: bytes) -> None:
         lane = self._lane
         if lane is None:
             super().on_body(body)
             return
+        if type(lane.body) is bytes:
+            lane.body = bytearray(lane.body)
         lane.body += body
         if len(lane.body) > self.door.max_body_bytes:
-            raise self._too_large()
+            raise body_too_large(self.door.max_body_bytes)
 
     def on_message_complete(self) -> None:
+        self._between = True
         lane = self._lane
         if lane is None:
             super().on_message_complete()
@@ -251,8 +319,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.expect_100_continue = expects
         super().on_headers_complete()
 
-    def _enter_lane(self, story: Story, head: Head) -> None:
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+    def _enter_lane(self, story: Story, head: Head, keep_alive: bool) -> LaneRequest:
         lane = LaneRequest(self, story, head, keep_alive)
         before = self.cycle
         self._lane = lane
@@ -262,6 +329,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, cast(Any, story)))
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return lane
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if not isinstance(cycle, LaneRequest):
@@ -288,92 +356,10 @@ class GatewayProtocol(HttpToolsProtocol):
             if not lane.response_complete and not lane.disconnected:
                 self.transport.close()
 
-    def _read_head(self) -> Head:
-        """Refuses what parsers disagree about, and keeps what the story may want."""
-        head = Head()
-        hosts = 0
-        for name, value in self.headers:
-            judge = _JUDGES.get(name)
-            if judge is not None:
-                hosts += judge(self, head, name, value)
-            elif name.startswith(b"x-strata-") or name.endswith(b"-beta"):
-                head.hints[name.decode("latin-1")] = value.decode("latin-1")
-        if hosts != 1:
-            raise CallerError(f"A request needs one Host header, not {hosts}.", code="invalid_host")
-        return head
-
-    def _judge_host(self, head: Head, name: bytes, value: bytes) -> int:
-        if not _HOST.fullmatch(value):
-            raise CallerError("The Host header is not a host name.", code="invalid_host")
-        return 1
-
-    def _judge_length(self, head: Head, name: bytes, value: bytes) -> int:
-        if not value.isdigit() or len(value) > 18 or int(value) > self.door.max_body_bytes:
-            raise self._too_large()
-        return 0
-
-    def _judge_transfer(self, head: Head, name: bytes, value: bytes) -> int:
-        if value.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
-            raise CallerError("The only transfer coding here is chunked.", code="invalid_http")
-        return 0
-
-    def _judge_encoding(self, head: Head, name: bytes, value: bytes) -> int:
-        if value.lower() != b"identity":
-            raise CallerError("Send the body uncompressed.", status=415, code="unsupported_encoding")
-        return 0
-
-    def _judge_expect(self, head: Head, name: bytes, value: bytes) -> int:
-        self.expect_100_continue = value.lower() == b"100-continue"
-        return 0
-
-    def _keep_credential(self, head: Head, name: bytes, value: bytes) -> int:
-        head.credentials.append((name, value))
-        return 0
-
-    def _keep_content_type(self, head: Head, name: bytes, value: bytes) -> int:
-        head.content_type = value
-        return 0
-
-    def _keep_request_id(self, head: Head, name: bytes, value: bytes) -> int:
-        head.request_id = value
-        return 0
-
     def _check_target(self) -> None:
         path = self.url.partition(b"?")[0]
         if path[:1] != b"/" or path[:2] == b"//" or _BAD_TARGET.search(self.url) or _DOTS.search(path):
             raise CallerError("The path of this request is not a plain absolute path.", code="invalid_path")
-
-    def _too_large(self) -> CallerError:
-        return CallerError(
-            f"The body is larger than {self.door.max_body_bytes} bytes, the limit of this gateway (server.max_body).",
-            status=413,
-            code="request_too_large",
-            error_type="caller_too_large",
-        )
-
-
-_JUDGES: dict[bytes, Callable[[GatewayProtocol, Head, bytes, bytes], int]] = {
-    b"host": GatewayProtocol._judge_host,
-    b"content-length": GatewayProtocol._judge_length,
-    b"transfer-encoding": GatewayProtocol._judge_transfer,
-    b"content-encoding": GatewayProtocol._judge_encoding,
-    b"expect": GatewayProtocol._judge_expect,
-    b"authorization": GatewayProtocol._keep_credential,
-    b"x-api-key": GatewayProtocol._keep_credential,
-    b"api-key": GatewayProtocol._keep_credential,
-    b"content-type": GatewayProtocol._keep_content_type,
-    b"x-request-id": GatewayProtocol._keep_request_id,
-}
-"""What is looked at in a head, by name; each gives 1 for a Host and 0 for everything else."""
-
-
-def _head_too_large() -> CallerError:
-    return CallerError(
-        f"The head of this request is too large: at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes.",
-        status=431,
-        code="headers_too_large",
-        error_type="caller_too_large",
-    )
 
 
 def _overloaded() -> GatewayFault:

@@ -17,54 +17,57 @@ _OPENAI = re.compile(rb"x-ratelimit-(limit|remaining|reset)-(requests|tokens|req
 _NATIVE = re.compile(rb"[a-z]+-ratelimit-(requests|tokens|input-tokens|output-tokens)-(limit|remaining|reset)")
 _PLAIN = re.compile(rb"[A-Za-z0-9.:+-]{1,40}")
 MAX_CHARACTERS = 40
-MAX_KNOWN = 1024
+MAX_KNOWN = 256
+MAX_NAMES = 64
 _SPELLINGS = {b"req-minute": b"requests", b"tokens-minute": b"tokens"}
 
 
-_Names = tuple[bytes, bool]
-"""OpenAI's name for a header, or b"", and whether it is shown under its own too."""
+_Told = tuple[bytes, bytes, bytes]
+"""A header's name as it came; in lower case, if it is shown under it, too; OpenAI's name for it. Or b""."""
 
-_known: dict[bytes, _Names | None] = {}
-"""By name; None: it says nothing of limits. Providers send the same names again and again."""
-_NEW: _Names = (b"new", False)
+_known: dict[tuple[bytes, ...], tuple[_Told, ...]] = {}
+"""What a head says of limits, by all its names: a provider sends the same ones again and again."""
 
 
 def limit_lines(fields: Mapping[bytes, bytes], now_seconds: float, taken: bytes = b"") -> bytes:
     """Header lines for the client; `fields` are an answer's, `now_seconds` is Unix time, `taken` are lines of ours."""
+    names = tuple(fields)
+    told = _known.get(names)
+    if told is None:
+        told = _learn(names)
     shown: dict[bytes, bytes] = {}
-    for name in fields:
-        names = _known.get(name, _NEW)
-        if names is _NEW:
-            names = _learn(name)
-        if names is None:
-            continue
-        openai, kept = names
+    for name, kept, openai in told:
         if not kept and openai in taken:
             continue
-        value = fields[name].strip()
-        if not (value.isalnum() and len(value) <= MAX_CHARACTERS) and not _PLAIN.fullmatch(value):
-            continue
+        value = fields[name]
+        if not (value.isalnum() and len(value) <= MAX_CHARACTERS):
+            value = value.strip()
+            if not _PLAIN.fullmatch(value):
+                continue
         if kept:
-            shown[name] = value
-        if openai:
+            shown[kept] = value
+        if openai and openai not in taken:
             if b"T" in value:
                 value = _duration(value, now_seconds)
-            if value:
-                shown.setdefault(openai, value)
-    return b"".join([b"%b: %b\r\n" % pair for pair in shown.items() if pair[0] not in taken]) if shown else b""
+            if value and openai not in shown:
+                shown[openai] = value
+    return b"".join([b"%b: %b\r\n" % pair for pair in shown.items()]) if shown else b""
 
 
-def _learn(name: bytes) -> _Names | None:
+def _learn(names: tuple[bytes, ...]) -> tuple[_Told, ...]:
+    told: list[_Told] = []
+    for name in names:
+        lower = name.lower()
+        if found := _OPENAI.fullmatch(lower):
+            told.append((name, b"", b"x-ratelimit-%b-%b" % (found[1], _SPELLINGS.get(found[2], found[2]))))
+        elif found := _NATIVE.fullmatch(lower):
+            openai = found[1] in (b"requests", b"tokens")
+            told.append((name, lower, b"x-ratelimit-%b-%b" % (found[2], found[1]) if openai else b""))
     if len(_known) >= MAX_KNOWN:
         _known.clear()
-    names: _Names | None = None
-    if found := _OPENAI.fullmatch(name):
-        names = b"x-ratelimit-%b-%b" % (found[1], _SPELLINGS.get(found[2], found[2])), False
-    elif found := _NATIVE.fullmatch(name):
-        openai = found[1] in (b"requests", b"tokens")
-        names = (b"x-ratelimit-%b-%b" % (found[2], found[1]) if openai else b""), True
-    _known[name] = names
-    return names
+    if len(names) <= MAX_NAMES:
+        _known[names] = tuple(told)
+    return tuple(told)
 
 
 def _duration(moment: bytes, now_seconds: float) -> bytes:

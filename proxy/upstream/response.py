@@ -38,7 +38,7 @@ class Response:
     def __init__(self, connection: Connection, reused: bool) -> None:
         self.status = 0
         self.fields: dict[bytes, bytes] = {}
-        """The head as it came, but for the case of its names. Only failures are asked for their `headers`."""
+        """The head as it came. Only failures are asked for their `headers`."""
         self.delimited = True
         self.reused = reused
         self.stale = False
@@ -53,7 +53,9 @@ class Response:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {name.decode("latin-1"): value.decode("latin-1").rstrip(" \t") for name, value in self.fields.items()}
+        return {
+            name.decode("latin-1").lower(): value.decode("latin-1").rstrip(" \t") for name, value in self.fields.items()
+        }
 
     async def read(self, deadline: float) -> bytes:
         """

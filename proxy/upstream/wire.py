@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 import httptools
 
@@ -218,17 +219,17 @@ class Connection(asyncio.Protocol):
             self._barren > MAX_HEAD_BYTES and sum(map(len, fields)) + sum(map(len, fields.values())) > MAX_HEAD_BYTES
         ):
             self._refuse(_head_too_large(self.origin))
-        headers = response.fields = {name.lower(): value for name, value in fields.items()}
+        response.fields = fields.copy()
+        marks = _marks(tuple(fields))
         self._keep = self._parser.should_keep_alive()
         if not self._keep:
-            marked = b"content-length" in headers or b"transfer-encoding" in headers
-            response.delimited = marked or self._bodiless or status in (204, 304)
-        if b"connection" in headers and self._parser.get_http_version() != "1.1":
+            response.delimited = marks.delimit or self._bodiless or status in (204, 304)
+        if marks.connection and self._parser.get_http_version() != "1.1":
             self._keep = False
-        if headers.get(b"transfer-encoding", b"chunked").rstrip(b" \t").lower() != b"chunked":
+        if marks.transfer is not None and fields[marks.transfer].rstrip(b" \t").lower() != b"chunked":
             self._refuse(bad_response(self.origin, "sent its answer in a transfer coding that was not asked for."))
-        if b"content-encoding" in headers:
-            self._expect_coding(headers[b"content-encoding"].rstrip(b" \t").lower())
+        if marks.coding is not None:
+            self._expect_coding(fields[marks.coding].rstrip(b" \t").lower())
         if self._bodiless:
             # The parser cannot know, and would wait for the body that the head announces.
             self._keep = False
@@ -337,6 +338,27 @@ class _Inflate:
         if self._stream.unconsumed_tail:
             raise zlib.error("inflates out of proportion")
         return out
+
+
+class _Marks(NamedTuple):
+    """What of a head says how its body is to be read: whether it is there, or its name as it came."""
+
+    connection: bool
+    delimit: bool
+    transfer: bytes | None
+    coding: bytes | None
+
+
+@lru_cache(maxsize=256)
+def _marks(names: tuple[bytes, ...]) -> _Marks:
+    """By all names of a head, which are the same in almost all answers of a provider."""
+    known = {name.lower(): name for name in names}
+    return _Marks(
+        b"connection" in known,
+        b"content-length" in known or b"transfer-encoding" in known,
+        known.get(b"transfer-encoding"),
+        known.get(b"content-encoding"),
+    )
 
 
 def _head_too_large(origin: Origin) -> UpstreamError:
