@@ -49,6 +49,7 @@ from proxy.storage.budgets import CHANNEL
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.redis import Redis
+from proxy.storage.root import WrongMasterKey, unlock
 from proxy.storage.vault import Vault
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
@@ -127,6 +128,9 @@ class Gateway:
         self.door = _door(config.server)
         self.rounds = Rounds(self.metrics.count_task_failure)
         self.database_ready = asyncio.Event()
+        self.refused: GatewayFault | None = None
+        """Why this gateway must not serve with this database; `quit` ends the server then."""
+        self.quit: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Everything that listens, fetches or writes. Returns before Postgres is there if it is away."""
@@ -229,6 +233,7 @@ class Gateway:
                 if self.config.database.auto_migrate:
                     await migrate(self._dsn)
                 await self.database.open()
+                await self._unlock()
                 await self.bindings.start()
                 await self.keyring.start()
                 await self.budgets.start()
@@ -236,9 +241,20 @@ class Gateway:
             except Unavailable:
                 log.warning("the database is away; trying again in %s s", DATABASE_RETRY_SECONDS)
                 await asyncio.sleep(DATABASE_RETRY_SECONDS)
+            except WrongMasterKey as wrong:
+                log.error("%s", wrong.message)
+                self.refused = wrong
+                self.quit()
+                return
             else:
                 self.database_ready.set()
                 return
+
+    async def _unlock(self) -> None:
+        """Before anybody's key is looked at: what its digest is made with is the database's to say."""
+        await unlock(self.database, self.vault)
+        self.gate.use_pepper(self.vault.pepper)
+        self.keyring.use_pepper(self.vault.pepper, self.vault.pepper_id)
 
     def _hear_of_budgets(self, payload: str) -> None:
         self.bindings.on_notice(payload)

@@ -64,8 +64,11 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
             await greet(gateway, home, embedded=embedded is not None, seconds=time.monotonic() - started)
 
         server = Server(_uvicorn_config(config, gateway), ready)
+        gateway.quit = lambda: setattr(server, "should_exit", True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
+        if gateway.refused is not None:
+            raise gateway.refused
         return 0 if server.started else 1
     finally:
         listener.close()

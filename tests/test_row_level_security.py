@@ -35,7 +35,7 @@ ROWS = """
     INSERT INTO strata.keys (id, name, digest, pepper_id, display, user_id, team_id)
         VALUES ('{key}', '{who}', sha256('{who}'), 'p', 'sk…', '{user}', '{team}');
     INSERT INTO strata.provider_keys (scope, user_id, provider, name, host, sealed_key, sealed_dek, kek_id, last_four)
-        VALUES ('user', '{user}', 'p', '{who}', 'h', '', '', 'k', 'abcd');
+        VALUES ('user', '{user}', 'q', '{who}', 'h', '', '', 'k', 'abcd');
     INSERT INTO strata.budgets (scope, subject, limit_nano_usd) VALUES ('key', '{key}', 5);
     INSERT INTO strata.budget_periods (budget_id, starts_at) SELECT id, 'epoch' FROM strata.budgets
         WHERE subject = '{key}';
@@ -81,6 +81,7 @@ TABLES = {
     "price_lines": Table("lines = lines", "022222", "xxxxxx", "xxxxxx"),
     "alerts": Table("title = ''", "000002", "xxxxxx", "xxxxxx"),
     "alert_deliveries": Table("tries = 0", "000002", "xxxxxx", "xxxxxx"),
+    "vault": Table("kek_id = kek_id", "xxxxxx", "xxxxxx", "xxxxxx"),
     "audit": Table("actor = actor", "000000", "xxxxxx", "xxxxxx"),
 }
 

@@ -18,6 +18,7 @@ from proxy.errors import GatewayFault
 from proxy.storage.vault import Vault
 
 STRONG = "q8Zr2LxW0vT5nYb7KcJd3MfH6gPs9AeU"
+NEWER = "vB3kT9wXz1QmN6hR4yJc8LdF2sGp7EuA"
 
 
 def test_what_is_derived_is_hkdf_sha256_with_the_purpose_as_info(tmp_path: Path) -> None:
@@ -131,3 +132,38 @@ def test_processes_that_start_together_agree_on_one_key(starters: list[subproces
         process.stdin.flush()
     ids = [process.stdout.readline().strip() for process in starters if process.stdout]
     assert ids == [Vault.open(tmp_path, {}).pepper_id] * 4
+
+
+def test_of_two_master_keys_the_first_is_the_newest_and_what_is_derived_stays_the_older_ones() -> None:
+    old = Vault(STRONG.encode())
+    both = Vault(NEWER.encode(), STRONG.encode())
+    assert both.pepper == old.pepper
+    assert both.derive("sessions") == old.derive("sessions")
+    assert both.kek_id != old.kek_id
+    assert list(both.keks) == [both.kek_id, old.kek_id]
+    assert both.kek_id == Vault(NEWER.encode()).kek_id
+
+
+@pytest.mark.parametrize("text", [f"{NEWER},{STRONG}", f" {NEWER} , {STRONG} ,\n"])
+def test_commas_stand_between_master_keys_in_the_environment_and_in_the_file(tmp_path: Path, text: str) -> None:
+    expected = Vault(NEWER.encode(), STRONG.encode())
+    (tmp_path / "master.key").write_text(text)
+    (tmp_path / "master.key").chmod(0o600)
+    for vault in (Vault.open(tmp_path, {"STRATA_MASTER_KEY": text}), Vault.open(tmp_path, {})):
+        assert (list(vault.keks), vault.pepper) == (list(expected.keks), expected.pepper)
+
+
+def test_a_single_key_with_a_comma_in_it_is_the_key_that_it_always_was(tmp_path: Path) -> None:
+    key = f"{STRONG},short"
+    assert Vault.open(tmp_path, {"STRATA_MASTER_KEY": key}).pepper == Vault(key.encode()).pepper
+
+
+def test_each_of_several_keys_must_be_strong_and_stand_there_once(tmp_path: Path) -> None:
+    for text, why in (
+        (f"{NEWER},{'a' * 40}", "almost all the same"),
+        (f"{NEWER},{NEWER}", "stands twice"),
+        (",".join(f"{STRONG}{n}" for n in range(9)), "more than 8"),
+    ):
+        with pytest.raises(GatewayFault, match=why) as caught:
+            Vault.open(tmp_path, {"STRATA_MASTER_KEY": text})
+        assert NEWER not in caught.value.message

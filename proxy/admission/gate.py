@@ -87,6 +87,10 @@ class Gate:
         if self._limits.learn(ids):
             self._callers.clear()
 
+    def use_pepper(self, pepper: bytes) -> None:
+        """What digests are made with from now on; the keyring's must be the same."""
+        self._pepper = pepper
+
     async def admit(self, credentials: Sequence[tuple[bytes, bytes]]) -> Caller:
         """
         Who sent these credential headers (all that are present: lower-case name, value). Does not suspend for a key

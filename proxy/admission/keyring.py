@@ -52,11 +52,12 @@ class Keyring:
     ) -> None:
         self._db = db
         self._clock = clock
-        self._pepper_id = pepper_id
+        self._static_keys = static
+        self._wall_clock = wall_clock
         self._stale_max_seconds = stale_max_seconds
         self._poll_seconds = poll_seconds
         self._max_keys = max_keys
-        self._static = {row.digest: row for row in _static_rows(static, pepper, pepper_id, wall_clock())}
+        self.use_pepper(pepper, pepper_id)
         self._active: dict[bytes, KeyRow] = {}
         self._ended: dict[bytes, KeyRow] = {}
         self._unknown_until: dict[bytes, float] = {}
@@ -72,6 +73,12 @@ class Keyring:
         """Refreshes that failed."""
         self.lookups_total = 0
         """Look-ups of single keys in Postgres."""
+
+    def use_pepper(self, pepper: bytes, pepper_id: str) -> None:
+        """What digests are made with from now on; the gate's must be the same."""
+        self._pepper_id = pepper_id
+        rows = _static_rows(self._static_keys, pepper, pepper_id, self._wall_clock())
+        self._static = {row.digest: row for row in rows}
 
     def __len__(self) -> int:
         return len(self._static) + len(self._active)

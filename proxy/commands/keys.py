@@ -25,6 +25,7 @@ from proxy.errors import CallerError
 from proxy.exchange import Budget
 from proxy.storage.keys import KeyRow, insert_key, list_keys, revoke_key
 from proxy.storage.postgres import Database
+from proxy.storage.root import unlock
 from proxy.storage.vault import Vault
 
 
@@ -120,6 +121,7 @@ def create(
     expires_at = clock() + wanted.expires_seconds if wanted.expires_seconds else None
 
     async def insert(database: Database) -> KeyRow:
+        await unlock(database, vault)
         return await insert_key(
             database,
             name=name,
