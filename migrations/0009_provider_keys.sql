@@ -19,7 +19,7 @@ ALTER TABLE strata.provider_keys
     ADD COLUMN detail   text NOT NULL DEFAULT '',       -- what the provider said when the key was last checked
     ADD COLUMN version  bigint NOT NULL DEFAULT nextval('strata.provider_key_version'),  -- rises with every change
     ADD CONSTRAINT provider_keys_status CHECK (status IN
-        ('not checked', 'checking', 'valid', 'invalid', 'no quota', 'rate limited', 'unreachable'));
+        ('not checked', 'valid', 'invalid', 'no quota', 'rate limited', 'unreachable'));
 GRANT SELECT (api_base, detail, version) ON strata.provider_keys TO strata_person;
 
 -- One key for one owner and provider: which one is used must not depend on who reads first.

@@ -54,6 +54,8 @@ from proxy.storage.vault import Vault
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
+from proxy.upstream.elsewhere import Elsewhere
+from proxy.upstream.own_keys import OwnKeys
 from proxy.upstream.relay import Relay
 from proxy.upstream.remote_files import RemoteFiles
 from proxy.upstream.reserve import Reserve
@@ -68,6 +70,9 @@ LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
 
 class Gateway:
     """Every part of one worker, built once. `start` and `stop` run inside uvicorn's lifespan."""
+
+    refused: GatewayFault | None = None
+    """Why this gateway must not serve with this database; `quit` ends the server then."""
 
     def __init__(
         self,
@@ -125,11 +130,10 @@ class Gateway:
         self.sim = SimServer()
         self.files = RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
+        self.own_keys = OwnKeys(self.database, vault, self.accounts, Elsewhere())
         self.door = _door(config.server)
         self.rounds = Rounds(self.metrics.count_task_failure)
         self.database_ready = asyncio.Event()
-        self.refused: GatewayFault | None = None
-        """Why this gateway must not serve with this database; `quit` ends the server then."""
         self.quit: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -155,6 +159,7 @@ class Gateway:
             self.metrics,
             dice=random.random,
             files=self.files,
+            own_keys=self.own_keys,
         )
         chat = Chat(
             self.gate,
@@ -201,6 +206,7 @@ class Gateway:
             await self.redis.close()
         await self.keyring.close()
         await self.bindings.close()
+        await self.own_keys.close()
         for account in self.accounts.values():
             await account.close()
         await self.files.close()
@@ -234,6 +240,7 @@ class Gateway:
                     await migrate(self._dsn)
                 await self.database.open()
                 await self._unlock()
+                await self.own_keys.start()
                 await self.bindings.start()
                 await self.keyring.start()
                 await self.budgets.start()
@@ -303,6 +310,7 @@ class Gateway:
             stranded_nano_usd=budgets.stranded_nano_usd_total,
             failures=budgets.failures_total,
         )
+        self.metrics.set_provider_keys(len(self.own_keys), len(self.own_keys.attention))
         self.metrics.set_history(history.queue_depth, history.written_total, history.dropped_total)
 
     def _settled(self, exchange: Exchange, attempt: Attempt) -> None:

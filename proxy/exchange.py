@@ -118,6 +118,17 @@ class Hold(msgspec.Struct):
     resolved: bool = False
 
 
+class OwnKey(msgspec.Struct, frozen=True):
+    """A provider key that is not the operator's: an attempt with it is paid by somebody else."""
+
+    id: str
+    name: str
+    scope: Literal["user", "team", "global"]
+    last_four: str
+    elsewhere: bool = False
+    """It goes to an address of its own, and not to the operator's provider."""
+
+
 class Attempt(msgspec.Struct):
     """One provider tried. It has exactly one ledger row once a request byte may have left."""
 
@@ -161,6 +172,8 @@ class Attempt(msgspec.Struct):
     usage_suspect: bool = False
     error: str = ""
     """Why it failed, in the words of its error."""
+    own_key: OwnKey | None = None
+    """What it was sent with; None: the operator's key."""
 
 
 class Exchange(msgspec.Struct):

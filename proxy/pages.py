@@ -14,6 +14,7 @@ from proxy.edge.callers import Callers
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
 from proxy.edge.prices import PricesPage
+from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.requests import Requests
 from proxy.metering.price_list import listed
 from proxy.storage.alerts import last_alerts
@@ -43,8 +44,16 @@ def pages(gateway: Gateway) -> list[Route]:
     alerts = AlertsPage(callers, config.alerts, lambda: last_alerts(database))
     price_list = PricesPage(callers, lambda: listed(config, prices), prices.date)
     requests = Requests(callers, database)
+    own = ProviderKeysPage(callers, database, gateway.own_keys, gateway.accounts, gateway.config.source)
     routes = [
         Route("/api/alerts", alerts.show),
+        # Before /api/keys/{id}, which would take them for ids.
+        Route("/api/keys/providers", own.list),
+        Route("/api/keys/providers", own.create, methods=["POST"]),
+        Route("/api/keys/providers/{id}", own.show),
+        Route("/api/keys/providers/{id}", own.change, methods=["PATCH"]),
+        Route("/api/keys/providers/{id}", own.remove, methods=["DELETE"]),
+        Route("/api/keys/providers/{id}/validate", own.validate, methods=["POST"]),
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
         Route("/api/requests/{id:path}", requests.show),

@@ -126,7 +126,10 @@ PRESETS: dict[str, Preset] = {
         "roles": ROLES, "values": {"reasoning_effort": EFFORTS}, "drop": ["logit_bias"],
     }),
     # openrouter.ai/docs: role and finish reason come twice, reasoning is called `reasoning`.
-    "openrouter": Preset("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", quirks={"normalise": True}),
+    # Its list of models is public; openrouter.ai/docs/api-reference/limits has the path that says what a key may.
+    "openrouter": Preset(
+        "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", quirks={"normalise": True, "key_check": "/key"}
+    ),
     "together": Preset("https://api.together.xyz/v1", "TOGETHER_API_KEY", bills_after_abort=False, quirks=OPEN),
     "fireworks": Preset(
         "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", bills_after_abort=False, quirks=OPEN

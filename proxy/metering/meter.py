@@ -219,6 +219,7 @@ class Meter:
             usage.image_output,
             usage.searches,
             attempt.service_tier,
+            attempt.own_key.id if attempt.own_key is not None else None,
         )
 
 

@@ -92,6 +92,9 @@ class Translator(Protocol):
     `proxy.upstream.credentials` that signs or fetches tokens.
     """
 
+    # Where an API lists its models, it has `list_models(target) -> UpstreamRequest`, to be sent with GET and no
+    # body: what a key is tried with, since it costs nothing.
+    #
     # Where an API does not follow every link to a file, it has `takes_url(url, model) -> bool`: the other links are
     # fetched first, and `encode_request` sees `data:` URLs. Without it, links are passed on.
 

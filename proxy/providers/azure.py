@@ -21,6 +21,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Translator(openai.Translator):
     auth = "entra"
 
+    def list_models(self, target: Target) -> UpstreamRequest:
+        version = target.options.get("api_version", "")
+        dated = DATED.fullmatch(version)
+        return UpstreamRequest(f"/openai/models?api-version={version}" if dated else "/openai/v1/models", {})
+
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         request = super().encode_request(chat, target)
         return request._replace(path=_path(target.model, target.options.get("api_version", "")))

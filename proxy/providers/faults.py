@@ -136,6 +136,11 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
     return _error(status, said, said.retry_after_seconds if seconds is None else seconds)
 
 
+def words_of(body: bytes) -> str:
+    """What an error answer says, fit for whoever brought the key: see `clean`."""
+    return clean(_said(body).message)
+
+
 def stream_error(native: Any) -> UpstreamError:
     """The error for an error event inside an answer that had begun with 200."""
     said = _read(native)

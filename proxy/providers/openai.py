@@ -41,6 +41,9 @@ class Translator:
     same_dialect = True
     auth = "bearer"
 
+    def list_models(self, target: Target) -> UpstreamRequest:
+        return UpstreamRequest(str(target.quirks.get("key_check", "/models")), {})
+
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         """The same body for this model. Usage is always asked for; whether the client sees it is decided later."""
         body = {**chat, "model": target.model}

@@ -13,6 +13,7 @@ is a refusal.
     stream_options   false: not taken, and usage comes all the same
     normalise        true: its answers are translated, for they would mean something else to a client of OpenAI's
     forward          [header, …] of the client's that it may see
+    key_check        the path that answers only to a key, where its list of models answers to anybody
 """
 
 from __future__ import annotations

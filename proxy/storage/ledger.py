@@ -64,6 +64,8 @@ class LedgerRow(msgspec.Struct, frozen=True, array_like=True):
     image_output_tokens: int = 0
     searches: int = 0
     service_tier: str = ""
+    provider_key_id: str | None = None
+    """Of whoever paid the provider, if not the operator. Its price is tracked, and counts against budgets, alike."""
 
 
 Charge = tuple[tuple[str, ...], tuple[int, ...]]
@@ -103,7 +105,8 @@ SHIP = """
             deployment, provider, stream, status, outcome, source, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, audio_input_tokens, output_tokens, reasoning_tokens,
             audio_output_tokens, cost_nano_usd, price_state, price_source, usage_raw, usage_suspect, duration_ms,
-            first_token_ms, budget_ids, budget_starts, image_input_tokens, image_output_tokens, searches, service_tier)
+            first_token_ms, budget_ids, budget_starts, image_input_tokens, image_output_tokens, searches, service_tier,
+            provider_key_id)
         SELECT
             encode(decode(r->>0, 'base64'), 'hex')::uuid, (r->>1)::smallint,
             timestamptz 'epoch' + (r->>2)::bigint * interval '1 millisecond',
@@ -115,7 +118,7 @@ SHIP = """
             ARRAY(SELECT jsonb_array_elements_text(r->32))::uuid[],
             ARRAY(SELECT timestamptz 'epoch' + t::bigint * interval '1 millisecond'
                   FROM jsonb_array_elements_text(r->33) t),
-            (r->>34)::bigint, (r->>35)::bigint, (r->>36)::bigint, r->>37
+            (r->>34)::bigint, (r->>35)::bigint, (r->>36)::bigint, r->>37, (r->>38)::uuid
         FROM jsonb_array_elements($1::jsonb) AS r
         ON CONFLICT DO NOTHING
         RETURNING *

@@ -36,6 +36,7 @@ ROWS_TO_RERATE = """
         u.input_tokens, u.cache_read_tokens, u.cache_write_5m_tokens, u.cache_write_1h_tokens, u.audio_input_tokens,
         u.output_tokens, u.reasoning_tokens, u.audio_output_tokens, u.cost_nano_usd, u.price_state, u.price_source,
         u.image_input_tokens, u.image_output_tokens, u.searches, u.service_tier, u.budget_ids::text[] AS budget_ids,
+        u.provider_key_id::text AS provider_key_id,
         (extract(epoch FROM u.started_at) * 1000)::bigint AS started_at_ms,
         ARRAY(SELECT (extract(epoch FROM t) * 1000)::bigint FROM unnest(u.budget_starts) WITH ORDINALITY s(t, n)
               ORDER BY n) AS budget_starts_ms,

@@ -7,10 +7,12 @@ Every change notifies the channel `strata_provider_keys`; what a provider said o
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import msgspec
 
-from proxy.errors import CallerError
+from proxy.errors import CallerError, PolicyError
 from proxy.storage.postgres import Connection, Database
 from proxy.storage.sealing import Sealed
 
@@ -81,9 +83,9 @@ LIST_SHOWN = """
 """
 
 
-async def shown(connection: Connection, id: str | None = None) -> list[asyncpg.Record]:
+async def shown(connection: Connection, id: str | None = None) -> list[dict[str, Any]]:
     """What the connection's role may see: all of it, or the one with this id."""
-    return await connection.fetch(LIST_SHOWN, id)
+    return [dict(row) for row in await connection.fetch(LIST_SHOWN, id)]
 
 
 INSERT = """
@@ -95,7 +97,10 @@ INSERT = """
 
 
 async def insert(connection: Connection, key: SealedKey, *, status: str, detail: str) -> None:
-    """CallerError if its owner has a key of this provider already, or is nobody."""
+    """
+    CallerError if its owner has a key of this provider already, or is nobody; PolicyError if it would be none of those
+    that the connection's role may make.
+    """
     user_id = key.owner_id if key.scope == "user" else None
     team_id = key.owner_id if key.scope == "team" else None
     place = (key.provider, key.name, key.api_base, key.host)
@@ -107,6 +112,13 @@ async def insert(connection: Connection, key: SealedKey, *, status: str, detail:
             f'There is a key for "{key.provider}" and this owner already. Replace it, or delete it first.',
             status=409,
             code="provider_key_exists",
+        ) from None
+    except asyncpg.InsufficientPrivilegeError:
+        raise PolicyError(
+            "You may not save a provider key for this owner.",
+            status=403,
+            code="forbidden",
+            error_type="policy_forbidden",
         ) from None
     except asyncpg.ForeignKeyViolationError:
         raise CallerError(f"There is no such {key.scope}.", code="invalid_value", param=f"{key.scope}_id") from None

@@ -46,7 +46,8 @@ FIND_ROWS = """
         u.outcome, u.source, u.input_tokens, u.cache_read_tokens, u.cache_write_5m_tokens, u.cache_write_1h_tokens,
         u.audio_input_tokens, u.output_tokens, u.reasoning_tokens, u.audio_output_tokens, u.cost_nano_usd,
         u.price_state, u.price_source, u.usage_raw, u.usage_suspect, u.duration_ms, u.first_token_ms,
-        u.budget_ids::text[], u.budget_starts, u.image_input_tokens, u.image_output_tokens, u.searches, u.service_tier
+        u.budget_ids::text[], u.budget_starts, u.image_input_tokens, u.image_output_tokens, u.searches,
+        u.service_tier, u.provider_key_id::text
     FROM unnest($1::text[]::uuid[], $2::smallint[], $3::timestamptz[]) k(request_id, attempt, started_at)
     JOIN strata.usage u USING (request_id, attempt, started_at)
 """
@@ -198,6 +199,7 @@ def _number(value: Any) -> str:
     return "nothing" if value is None else f"{value:f}"
 
 
+# Without what others paid: a provider's export knows one account, the operator's.
 SUMS_BY_DAY = """
     SELECT (started_at AT TIME ZONE 'UTC')::date::text AS day, substr(deployment, length(provider) + 2) AS model,
         CASE WHEN $4 THEN key_name ELSE '' END AS key,
@@ -213,7 +215,7 @@ SUMS_BY_DAY = """
     FROM strata.usage
     WHERE started_at >= $1::text::date::timestamp AT TIME ZONE 'UTC'
         AND started_at < ($2::text::date + 1)::timestamp AT TIME ZONE 'UTC'
-        AND provider <> '' AND ($3::text IS NULL OR provider = $3)
+        AND provider <> '' AND provider_key_id IS NULL AND ($3::text IS NULL OR provider = $3)
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """
 

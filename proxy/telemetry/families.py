@@ -130,6 +130,11 @@ FAMILIES: tuple[Family, ...] = (
     _counter("strata_budget_overrun_usd_total", "", "What answers cost beyond the money set aside for them.", NANO),
     _gauge("strata_budget_stranded_usd", "", "Leased money given back without an answer from Postgres.", NANO),
     _counter("strata_budget_failures_total", "", "Sweeps of idle budget leases that failed."),
+    _gauge(
+        "strata_provider_keys",
+        "state",
+        "Provider keys of users, teams and everybody: usable, or attention for those that cannot be opened.",
+    ),
     _gauge("strata_history_queue_depth", "", "Finished requests that are not yet in the history."),
     _counter("strata_history_written_total", "", "Requests written to the history."),
     _counter("strata_history_dropped_total", "", "Requests left out of the history, for want of room or of Postgres."),

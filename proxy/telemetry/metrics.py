@@ -239,6 +239,11 @@ class Metrics:
         self._scalar("strata_budget_stranded_usd").value = stranded_nano_usd
         self._scalar("strata_budget_failures_total").value = failures
 
+    def set_provider_keys(self, known: int, attention: int) -> None:
+        """How many there are beside the operator's own, and how many of them cannot be opened."""
+        self._scalar("strata_provider_keys", "usable").value = max(0, known - attention)
+        self._scalar("strata_provider_keys", "attention").value = attention
+
     def set_history(self, depth: int, written: int, dropped: int) -> None:
         """`written` and `dropped` are totals since the start."""
         self._scalar("strata_history_queue_depth").value = depth

@@ -2,6 +2,7 @@
 A provider as this process reaches it: its translator, its own pool of connections, and the request head, made once.
 
 One pool a provider, so that a bad one cannot starve the others. A key is bound to its host here and goes nowhere else.
+Accounts with the keys of users share their provider's pool: a connection knows no key, each request brings its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from proxy import __version__
 from proxy.config import Provider
 from proxy.errors import GatewayFault
+from proxy.exchange import OwnKey
 from proxy.providers import UpstreamRequest, load
 from proxy.upstream.connections import Origin, Pool, Response
 from proxy.upstream.credentials import Credential, Outgoing, Surroundings, authorise
@@ -31,8 +33,12 @@ class Account:
         *,
         ssl_context: ssl.SSLContext | None = None,
         surroundings: Surroundings | None = None,
+        pool: Pool | None = None,
+        own_key: OwnKey | None = None,
     ) -> None:
         self.provider = provider
+        self.own_key = own_key
+        """Whose it is, if not the operator's."""
         self.translator = load(provider.api)
         self.takes_url: Callable[[str, str], bool] | None = getattr(self.translator, "takes_url", None)
         """Whether its API follows a link to a file, for a model; None: it follows all. What it does not, we fetch."""
@@ -53,7 +59,8 @@ class Account:
         else:
             self._head, self._credential = self._fixed_head({}), authority
         self._heads: dict[str, bytes] = {}
-        self._pool = Pool(
+        self._is_guest = pool is not None
+        self.pool = pool or Pool(
             max_connections=provider.max_connections,
             max_response_bytes=provider.max_response_bytes,
             ssl_context=ssl_context,
@@ -74,10 +81,23 @@ class Account:
         head = b"%b%bcontent-length: %d\r\n" % (fixed, more, len(body))
         if self._credential is not None:
             return self._send_signed(self._credential, request, head, body, connect_seconds, deadline)
-        return self._pool.send(self._origin, head + b"\r\n", body, connect_seconds=connect_seconds, deadline=deadline)
+        return self.pool.send(self._origin, head + b"\r\n", body, connect_seconds=connect_seconds, deadline=deadline)
+
+    @property
+    def signs(self) -> bool:
+        """Whether each request is signed, or fetches a token: a plain key is not what authorises here."""
+        return self._credential is not None
+
+    def get(self, request: UpstreamRequest, *, with_key: bool, deadline: float) -> Awaitable[Response]:
+        """Like `send`, for a question without a body. `with_key` False: as anybody might ask it."""
+        fixed = self._head if with_key else self._fixed_head({})
+        lines = "".join(_header(name, value) for name, value in request.headers.items())
+        head = f"GET {self._target(request.path)} HTTP/1.1\r\n{fixed}{lines}\r\n".encode("latin-1")
+        return self.pool.send(self._origin, head, b"", connect_seconds=deadline, deadline=deadline)
 
     async def close(self) -> None:
-        await self._pool.close()
+        if not self._is_guest:
+            await self.pool.close()
         if self._credential is not None:
             await self._credential.close()
 
@@ -94,7 +114,7 @@ class Account:
         signed = await credential.headers(Outgoing("POST", self._host, self._target(request.path), named, body))
         lines = "".join(_header(name, value) for name, value in signed.items()).encode("latin-1")
         head = b"%b%b\r\n" % (head, lines)
-        return await self._pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
+        return await self.pool.send(self._origin, head, body, connect_seconds=connect_seconds, deadline=deadline)
 
     def _target(self, path: str) -> str:
         """

@@ -20,7 +20,7 @@ import msgspec
 from proxy.config import Deployment
 from proxy.dialects.openai import Envelope, name_calls, wants_usage
 from proxy.errors import GatewayError, UpstreamError
-from proxy.exchange import Attempt, Exchange
+from proxy.exchange import Attempt, Exchange, OwnKey
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
@@ -31,6 +31,7 @@ from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remember_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
+from proxy.upstream.own_keys import OwnKeys, blame
 from proxy.upstream.readers import PassReader, Reader, TranslatedReader, keep_text, thoughts_in
 from proxy.upstream.remote_files import RemoteFiles
 from proxy.upstream.reserve import Reserve, limit_notice, output_bound
@@ -74,6 +75,7 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
         dice: Callable[[], float],
         files: RemoteFiles | None = None,
+        own_keys: OwnKeys | None = None,
     ) -> None:
         self._accounts = accounts
         self._meter = meter
@@ -84,6 +86,8 @@ class Relay:
         self._clock = clock
         self._dice = dice
         self._files = files
+        self._own_keys = own_keys
+        self._own_keys_held = own_keys.held if own_keys is not None else {}
         self._retries = RetryBudget()
         self._thoughts = Thoughts()
         self._roads: dict[int, _Road] = {}
@@ -149,6 +153,7 @@ class Relay:
 
     async def _attempt(self, step: Step, chat: ChatRequest, exchange: Exchange) -> WholeAnswer | AnswerStream:
         road = self._roads.get(id(step.deployment)) or self._road(step.deployment)
+        account = road.account if not self._own_keys_held else self._account(road, exchange)
         asked = {**step.model.params, **chat} if step.model.params else chat
         if self._thoughts and not road.account.passes_through:
             asked, told = self._thoughts.restore(_owner(exchange), step.deployment, asked)
@@ -169,6 +174,7 @@ class Relay:
             input_tokens_bound=len(body),
             output_tokens_bound=output_bound(asked, road.target),
             asked_service_tier=request.service_tier or str(request.body.get("service_tier") or ""),
+            own_key=account.own_key,
         )
         caller, limit = exchange.caller, None
         reserve = self._reserve
@@ -189,7 +195,7 @@ class Relay:
                 request = road.account.translator.encode_request(limited, road.target)
                 body = _encode(request.body)
             self._meter.dispatch(exchange, attempt)
-            return await self._exchange(road.account, step, request, body, chat, exchange, attempt)
+            return await self._exchange(account, step, request, body, chat, exchange, attempt)
         except GatewayError as error:
             self._fail(exchange, attempt, error)
             raise
@@ -233,7 +239,7 @@ class Relay:
             timeouts,
             clock=self._clock,
             deadline=deadline,
-            failed=self._note_failure,
+            failed=self._note_failure if account.own_key is None else partial(self._note_own_failure, account.own_key),
             progress=self._meter.progress,
         )
         try:
@@ -241,8 +247,14 @@ class Relay:
         except BaseException as error:
             stream.abandon(error)
             raise
-        self._resting.succeeded(step.deployment.name)
+        if account.own_key is None:
+            self._resting.succeeded(step.deployment.name)
         return stream
+
+    def _account(self, road: _Road, exchange: Exchange) -> Account:
+        """With the caller's own key, if there is one for this provider."""
+        assert self._own_keys is not None
+        return self._own_keys.account_for(exchange.caller, road.account)
 
     def _reader(self, account: Account, chat: ChatRequest, exchange: Exchange, attempt: Attempt) -> Reader:
         envelope = Envelope(
@@ -275,7 +287,8 @@ class Relay:
         if usage:
             remember_usage(exchange, attempt, usage, raw)
         _keep_whole(exchange, attempt, whole)
-        self._resting.succeeded(attempt.deployment.name)
+        if account.own_key is None:  # that somebody else's key is good says nothing of the operator's
+            self._resting.succeeded(attempt.deployment.name)
         return whole
 
     def _keep_thoughts(self, exchange: Exchange, attempt: Attempt, completion: Completion) -> None:
@@ -301,6 +314,8 @@ class Relay:
         return road
 
     def _fail(self, exchange: Exchange, attempt: Attempt, error: GatewayError) -> None:
+        if attempt.own_key is not None and isinstance(error, UpstreamError):
+            blame(error, attempt.own_key)
         attempt.outcome = attempt.outcome or error.error_type
         attempt.error = attempt.error or error.message
         if isinstance(error, UpstreamError) and attempt.usage is None:
@@ -309,6 +324,10 @@ class Relay:
             elif attempt.status and attempt.status < 300:
                 attempt.source = "counted"
         self._meter.settle(exchange, attempt)
+
+    def _note_own_failure(self, own: OwnKey, deployment: Deployment, error: UpstreamError) -> None:
+        blame(error, own)
+        self._note_failure(deployment, error)
 
     def _note_failure(self, deployment: Deployment, error: UpstreamError) -> None:
         if error.rest:

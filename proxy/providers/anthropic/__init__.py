@@ -11,7 +11,7 @@ from typing import Literal
 from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Completion, Target, UpstreamRequest
 from proxy.providers.anthropic.answers import decode_answer
-from proxy.providers.anthropic.requests import encode_chat
+from proxy.providers.anthropic.requests import API_VERSION, encode_chat
 from proxy.providers.anthropic.streams import StreamDecoder
 from proxy.providers.faults import upstream_error
 
@@ -20,6 +20,9 @@ class Translator:
     framing: Literal["sse", "aws"] = "sse"
     same_dialect = False
     auth = "x-api-key"
+
+    def list_models(self, target: Target) -> UpstreamRequest:
+        return UpstreamRequest("/v1/models?limit=1000", {}, {"anthropic-version": API_VERSION})
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target)

@@ -22,6 +22,9 @@ class Translator:
     same_dialect = False
     auth = "bearer"
 
+    def list_models(self, target: Target) -> UpstreamRequest:
+        return UpstreamRequest("/v1/models?page_size=1000", {})
+
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target)
 

@@ -24,6 +24,9 @@ class Translator:
     same_dialect = False
     auth = "x-goog-api-key"
 
+    def list_models(self, target: Target) -> UpstreamRequest:
+        return UpstreamRequest("/models?pageSize=1000", {})
+
     def takes_url(self, url: str, model: str) -> bool:
         return takes_url(url, read_model(model))
 

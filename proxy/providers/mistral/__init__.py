@@ -22,6 +22,9 @@ class Translator:
     same_dialect = False
     auth = "bearer"
 
+    def list_models(self, target: Target) -> UpstreamRequest:
+        return UpstreamRequest("/models", {})
+
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         return encode_chat(chat, target)
 
