@@ -47,13 +47,7 @@ def pages(gateway: Gateway) -> list[Route]:
     own = ProviderKeysPage(callers, database, gateway.own_keys, gateway.accounts, gateway.config.source)
     routes = [
         Route("/api/alerts", alerts.show),
-        # Before /api/keys/{id}, which would take them for ids.
-        Route("/api/keys/providers", own.list),
-        Route("/api/keys/providers", own.create, methods=["POST"]),
-        Route("/api/keys/providers/{id}", own.show),
-        Route("/api/keys/providers/{id}", own.change, methods=["PATCH"]),
-        Route("/api/keys/providers/{id}", own.remove, methods=["DELETE"]),
-        Route("/api/keys/providers/{id}/validate", own.validate, methods=["POST"]),
+        *provider_key_routes(own),
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
         Route("/api/requests/{id:path}", requests.show),
@@ -67,6 +61,18 @@ def pages(gateway: Gateway) -> list[Route]:
     if config.metrics.enabled:
         routes.append(Route(config.metrics.path, ops.metrics))
     return routes
+
+
+def provider_key_routes(page: ProviderKeysPage) -> list[Route]:
+    """To stand before /api/keys/{id}, which would take `providers` for an id."""
+    return [
+        Route("/api/keys/providers", page.list),
+        Route("/api/keys/providers", page.create, methods=["POST"]),
+        Route("/api/keys/providers/{id}", page.show),
+        Route("/api/keys/providers/{id}", page.change, methods=["PATCH"]),
+        Route("/api/keys/providers/{id}", page.remove, methods=["DELETE"]),
+        Route("/api/keys/providers/{id}/validate", page.validate, methods=["POST"]),
+    ]
 
 
 def _degraded(gateway: Gateway) -> list[str]:

@@ -136,6 +136,8 @@ def _attempt(one: Tried, label: str) -> Iterator[str]:
     status = f"{one.status} " if one.status else ""
     took = f"  {_seconds(one.duration_ms)}" if one.duration_ms is not None else ""
     yield _line(label, f"{one.number:<3}{plain(one.deployment)}  {status}{one.outcome}{took}")
+    if one.own_key:
+        yield f"{ATTEMPT_INDENT}paid by the provider key {plain(one.own_key)}, not by the operator's"
     if one.error:
         yield ATTEMPT_INDENT + plain(one.error)
     if one.bill is not None:

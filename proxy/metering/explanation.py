@@ -75,6 +75,8 @@ class Tried(msgspec.Struct, frozen=True):
     held_nano_usd: int | None
     bill: Bill | None
     """None: nothing was sent, or the row is on its way."""
+    own_key: str = ""
+    """The provider key that paid, if that was not the operator's: its name, or its id if only the ledger knows it."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -181,8 +183,9 @@ def _attempts(detail: Detail, bill: Sequence[Row]) -> Iterable[Tried]:
         yield _tried(one, row, one.started_ms, duration)
     for number, row in rows.items():
         said = AttemptDetail(
-            number, row["deployment"], row["provider"], row["status"], row["outcome"], dispatched=number > 0
-        )
+            number, row["deployment"], row["provider"], row["status"], row["outcome"], dispatched=number > 0,
+            own_key=row.get("provider_key_id") or "",
+        )  # fmt: skip
         yield _tried(said, row, None, row["duration_ms"])
 
 
@@ -201,6 +204,7 @@ def _tried(one: AttemptDetail, row: Row | None, started_ms: int | None, duration
         duration_ms=duration_ms,
         held_nano_usd=one.held_nano_usd,
         bill=_bill(row) if row is not None else None,
+        own_key=one.own_key,
     )
 
 

@@ -71,6 +71,8 @@ class AttemptDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     held_nano_usd: int | None = None
     cost_nano_usd: int = 0
     price_state: str = ""
+    own_key: str = ""
+    """The name and last four of the provider key it was sent with, if that was not the operator's."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -296,6 +298,7 @@ def _attempt(exchange: Exchange, attempt: Attempt) -> AttemptDetail:
         attempt.hold.nano_usd if attempt.hold is not None else None,
         attempt.cost_nano_usd,
         attempt.price_state,
+        f"{attempt.own_key.name} (…{attempt.own_key.last_four})" if attempt.own_key is not None else "",
     )
 
 

@@ -69,7 +69,7 @@ READ_BILL = """
         u.input_tokens, u.cache_read_tokens, u.cache_write_5m_tokens, u.cache_write_1h_tokens, u.audio_input_tokens,
         u.output_tokens, u.reasoning_tokens, u.audio_output_tokens, u.image_input_tokens, u.image_output_tokens,
         u.searches, u.service_tier, u.cost_nano_usd, u.price_state, u.price_source, u.usage_raw, u.usage_suspect,
-        u.duration_ms, u.first_token_ms, l.lines::text AS lines
+        u.duration_ms, u.first_token_ms, u.provider_key_id::text, l.lines::text AS lines
     FROM strata.usage u LEFT JOIN strata.price_lines l ON l.source = u.price_source
     WHERE u.request_id = $1::text::uuid
     ORDER BY u.attempt <= 0, abs(u.attempt)

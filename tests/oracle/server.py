@@ -34,6 +34,12 @@ refuses may depend on the path, which is among the headers as `:path`.
 """
 
 
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key a request came with, in whichever header; "" for none."""
+    named = [headers.get(name, "") for name in ("authorization", "x-api-key", "x-goog-api-key", "api-key")]
+    return next(filter(None, named), "").removeprefix("Bearer ")
+
+
 class HungUp(Exception):
     """The sender of the request has gone."""
 
@@ -52,8 +58,14 @@ class Oracle:
         scripts: Mapping[str, Script] | None = None,
         bills_after_abort: bool = True,
         seed: int = 0,
+        keys: Mapping[str, tuple[int, str]] | None = None,
     ) -> None:
         self.bill = Bill(bill)
+        self.keys = dict(keys) if keys is not None else None
+        """
+        Those it knows, each with the status it gets (200: it is served) and what is said with another; any other key is
+        refused. None: it asks for none.
+        """
         self.prices = prices or Prices()
         self.scripts = dict(scripts or {})
         self.bills_after_abort = bills_after_abort
@@ -62,6 +74,8 @@ class Oracle:
         self.faults: list[str] = []
         """What a test wrote that the oracle could not read; a test that ends with some is wrong."""
         self.port = 0
+        self.listed = 0
+        """How often its list of models was asked for."""
         self._attempts: dict[str, int] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -148,6 +162,10 @@ class Connection:
         return lines[0].split(" ")[1], headers, body
 
     async def _serve(self, path: str, headers: dict[str, str], raw: bytes) -> None:
+        refusal = self._refuse_key(headers)
+        if path.partition("?")[0].endswith("/models"):
+            await self._list_models(refusal)
+            return
         api = next((name for name, shape in SHAPES.items() if shape.PATH.search(path.partition("?")[0])), None)
         if api is None:
             await self._whole(404, openai_shape.error(404, f"The oracle does not serve {path}.", "unknown_url"))
@@ -170,9 +188,23 @@ class Connection:
             wanted = msgspec.structs.replace(wanted, script=script.healthy())
         answer = Answer(self, shape, wanted, ordinal)
         try:
-            await answer.give(shape.refuse(body, {**headers, ":path": path}))
+            await answer.give(refusal or shape.refuse(body, {**headers, ":path": path}))
         finally:
             answer.book()
+
+    def _refuse_key(self, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        if self.oracle.keys is None:
+            return None
+        key = key_of(headers)
+        status, message = self.oracle.keys.get(key, (401, f"Incorrect API key provided: {key}."))
+        return None if status == 200 else (status, message)
+
+    async def _list_models(self, refusal: tuple[int, str] | None) -> None:
+        self.oracle.listed += 1
+        if refusal is not None:
+            await self._whole(refusal[0], openai_shape.error(*refusal, None))
+        else:
+            await self._whole(200, b'{"object":"list","data":[{"id":"one"},{"id":"two"}]}')
 
     async def _whole(self, status: int, body: bytes, more: Mapping[str, str] | None = None) -> None:
         headers = {"content-type": "application/json", **(more or {}), "content-length": str(len(body))}
