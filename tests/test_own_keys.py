@@ -258,7 +258,8 @@ async def test_no_secret_is_in_a_log_a_metric_or_the_database(house: House) -> N
     await house.ledger(len(house.oracle.received))
     await asyncio.sleep(1)
     tables = await house.db.fetch(
-        "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'strata'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+        "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'strata'::regnamespace "
+        "AND relkind IN ('r', 'p') AND NOT relispartition"
     )
     stored = ""
     for table in tables:

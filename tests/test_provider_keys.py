@@ -17,7 +17,7 @@ from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.site import site
 from proxy.exchange import Caller
 from proxy.pages import provider_key_routes
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Connection, Database
 from proxy.storage.vault import Vault
 from proxy.upstream.accounts import Account
 from proxy.upstream.elsewhere import Elsewhere
@@ -73,7 +73,9 @@ class House:
             self.own_keys,
             self.accounts,
             "/etc/strata/config.yaml",
+            self._note,
         )
+        self.noted: list[dict[str, Any]] = []
         self.app = site(provider_key_routes(page), [], None)
         self.addresses = {"inside.example": ["10.0.0.7"], "both.example": ["93.184.215.14", "127.0.0.1"]}
 
@@ -81,6 +83,10 @@ class House:
         if host == "nowhere.example":
             raise OSError("no such name")
         return self.addresses.get(host, [host if host[0].isdigit() else "93.184.215.14"])
+
+    async def _note(self, connection: Connection, **change: Any) -> None:
+        assert await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+        self.noted.append(change)
 
     async def close(self) -> None:
         await self.own_keys.close()
@@ -243,6 +249,25 @@ async def test_a_key_is_renamed_or_replaced_and_the_replacement_is_tried_first(h
     assert OTHER.encode() not in row["sealed_key"] + row["sealed_dek"]
     status, said = await house.ask("member", "PATCH", path, {"api_base": "https://api.example.com"})
     assert (status, said["error"]["param"]) == (400, "api_base")
+
+
+async def test_every_change_is_noted_in_its_own_transaction_and_without_the_key(house: House) -> None:
+    saved = await house.save(name="old")
+    path = f"/{saved['id']}"
+    await house.ask("member", "PATCH", path, {"name": "new"})
+    await house.ask("admin", "PATCH", path, {"api_key": OTHER})
+    await house.ask("member", "PATCH", path, {"api_key": BAD})
+    await house.ask("mate", "DELETE", path)
+    await house.ask("admin", "DELETE", path)
+    actions = [(one["action"].partition(".")[2], one["actor"], one["object"]) for one in house.noted]
+    id = saved["id"]
+    assert actions == [("create", USER, id), ("rename", USER, id), ("replace", "root", id), ("delete", "root", id)]
+    created, renamed, replaced, deleted = house.noted
+    assert created["before"] is None and deleted["after"] is None
+    assert (renamed["before"]["name"], renamed["after"]["name"]) == ("old", "new")
+    assert (replaced["before"]["last_four"], replaced["after"]["last_four"]) == ("2222", "3333")
+    assert all(one["request_id"].startswith("req_") for one in house.noted)
+    assert not any(key in json.dumps(house.noted) for key in (GOOD, OTHER, BAD))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from proxy.edge.callers import Callers, json_answer
 from proxy.errors import CallerError, PolicyError
 from proxy.exchange import Caller
 from proxy.storage import provider_keys
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Connection, Database
 from proxy.storage.provider_keys import MAX_ROWS, SealedKey
 from proxy.storage.sealing import CannotOpen
 from proxy.upstream.accounts import Account
@@ -38,6 +38,12 @@ OF_CONFIG = "config:"
 """What the ids of the operator's own keys begin with."""
 LEAST_TO_SHOW = 12
 """Of a shorter key four characters would say too much."""
+
+AUDITED = ("scope", "user_id", "team_id", "provider", "name", "api_base", "last_four")
+"""What of a key is written down when it changes; the key itself never is."""
+
+Note = Callable[..., Awaitable[None]]
+"""Writes down a change in its own transaction: (connection, *, actor, action, object, before, after, request_id)."""
 
 _NAME = re.compile(r"\S(.{0,62}\S)?")
 _KEY = re.compile(r"[\x21-\x7e]{6,4096}")
@@ -74,11 +80,13 @@ class ProviderKeysPage:
         own_keys: OwnKeys,
         accounts: Mapping[str, Account],
         source: str | None,
+        note: Note,
     ) -> None:
         self._callers = callers
         self._database = database
         self._own_keys = own_keys
         self._accounts = accounts
+        self._note = note
         self._source = Path(source).name if source else "the environment"
         self._checked: dict[str, tuple[Checked, datetime]] = {}
         """What was said of the operator's keys, by provider; this worker's knowledge."""
@@ -112,6 +120,7 @@ class ProviderKeysPage:
         async with self._database.acting_as(caller) as connection:
             await provider_keys.insert(connection, key, status=status, detail=detail)
             [row] = await provider_keys.shown(connection, id)
+            await self._audit(connection, request, caller, "create", id, None, row)
         return json_answer(self._shown(row), 201)
 
     async def change(self, request: Request) -> Response:
@@ -143,15 +152,17 @@ class ProviderKeysPage:
             if not changed:
                 raise _not_found()
             [row] = await provider_keys.shown(connection, id)
+            await self._audit(connection, request, caller, "rename" if key is None else "replace", id, before, row)
         return json_answer(self._shown(row))
 
     async def remove(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
         id = self._changeable(request)
-        await self._read(caller, id, to_change=True)
+        before = await self._read(caller, id, to_change=True)
         async with self._database.acting_as(caller) as connection:
             if not await provider_keys.remove(connection, id):
                 raise _not_found()
+            await self._audit(connection, request, caller, "delete", id, before, None)
         return json_answer({"object": "provider_key.deleted", "id": id, "deleted": True})
 
     async def validate(self, request: Request) -> Response:
@@ -191,6 +202,26 @@ class ProviderKeysPage:
             if to_change and not await provider_keys.may_change(connection, id):
                 raise _forbidden()
         return self._shown(rows[0])
+
+    async def _audit(
+        self,
+        connection: Connection,
+        request: Request,
+        caller: Caller,
+        action: str,
+        id: str,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
+    ) -> None:
+        await self._note(
+            connection,
+            actor=caller.user_id or caller.name,
+            action=f"provider_key.{action}",
+            object=id,
+            before={name: before[name] for name in AUDITED} if before is not None else None,
+            after={name: after[name] for name in AUDITED} if after is not None else None,
+            request_id=request.scope["state"].get("request_id", ""),
+        )
 
     def _prepared(
         self, id: str, scope: str, owner_id: str | None, provider: str, name: str, api_base: str, secret: str
