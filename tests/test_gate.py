@@ -185,6 +185,16 @@ async def test_callers_are_made_anew_when_it_is_known_who_is_behind_a_name() -> 
     assert await gate.admit([BEARER]) is second
 
 
+async def test_while_one_master_key_replaces_the_other_both_are_the_admins() -> None:
+    newer = "sk-strata-admin-" + "n3wer" * 8
+    older = "sk-strata-admin-" + "0ld3r" * 8
+    both = Secret(f"{newer},{older}")
+    gate = Gate(Keyring(away(), PEPPER), Limits(), PEPPER, master_key=both)
+    for key in (newer, older):
+        assert await gate.admit([(b"authorization", b"Bearer " + key.encode())]) is MASTER
+    assert (await refused(gate, (b"x-api-key", both.reveal().encode()))).status == 401
+
+
 async def test_without_a_master_key_there_is_no_admin() -> None:
     gate = Gate(Keyring(away(), PEPPER), Limits(), PEPPER, prefix="acme_")
     assert (await refused(gate, (b"x-api-key", b"None"))).status == 401

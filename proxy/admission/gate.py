@@ -23,6 +23,7 @@ from proxy.config import Secret
 from proxy.errors import CallerError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
 from proxy.storage.keys import KeyRow
+from proxy.storage.vault import split_keys
 
 MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", role="admin")
 
@@ -62,7 +63,8 @@ class Gate:
         self._pepper = pepper
         self._prefix = prefix
         self._prefix_bytes = prefix.encode()
-        self._master_key = master_key.reveal().encode() if master_key else None
+        self._master_keys = [key.encode() for key in split_keys(master_key.reveal())] if master_key else []
+        """Several during a rotation; each is as good as the other until it is taken out."""
         self._wall_clock = wall_clock
         self._callers: dict[str, tuple[KeyRow, Caller]] = {}
         self._everybody: tuple[Budget, ...] = ()
@@ -108,7 +110,7 @@ class Gate:
         digest = keys.digest(token, self._pepper)
         row = self._keyring.known(digest)
         if row is None:
-            if self._master_key is not None and hmac.compare_digest(token, self._master_key):
+            if any([hmac.compare_digest(token, key) for key in self._master_keys]):
                 return self._master
             if not keys.well_formed(token, self._prefix_bytes):
                 raise self._unknown(token)

@@ -123,14 +123,19 @@ def _expand(root: bytes, purpose: str) -> bytes:
     return hmac.digest(root, purpose.encode() + b"\x01", "sha256")
 
 
-def _keys_in(text: str, where: str) -> list[bytes]:
+def split_keys(text: str) -> list[str]:
     """
     The keys, the newest first. A comma stands between two of them; in a text whose parts are not all long enough it is
     part of a single key, as it always was.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if len(parts) < 2 or any(len(part) < _MIN_CHARACTERS for part in parts):
-        return [_checked(text.strip(), where)]
+        return [text.strip()]
+    return parts
+
+
+def _keys_in(text: str, where: str) -> list[bytes]:
+    parts = split_keys(text)
     if len(parts) > MAX_KEYS:
         raise _misconfigured(
             f"There are more than {MAX_KEYS} master keys in {where}. Take out those not in use any more."
