@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.storage.postgres import Database
+from tests.conftest import run_sql
 from tests.gateway import Gateway
 from tests.oracle import Oracle, marker
 from tests.oracle.server import key_of
@@ -188,6 +189,57 @@ async def test_a_users_bad_key_makes_no_deployment_rest_and_is_told_to_him_alone
     assert house.gateway.gauge("strata_deployment_cooldowns_total") == 0
     rows = await house.db.fetch("SELECT DISTINCT status FROM strata.usage WHERE provider_key_id IS NOT NULL")
     assert {row["status"] for row in rows} <= {401, 429}
+
+
+@pytest.mark.parametrize(("own", "rests"), [(True, 0), (False, 1)])
+async def test_what_breaks_in_the_middle_of_a_stream_is_the_keys_alone_too(house: House, own: bool, rests: int) -> None:
+    user, key = await house.person("ann")
+    if own:
+        await house.save(USERS, scope="user", user_id=user)
+    text = marker(error=2, code="insufficient_quota", message="You exceeded your current quota.")
+
+    def stream() -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", house.gateway.port, timeout=30)
+        body = {"model": "gpt", "messages": [{"role": "user", "content": text}], "stream": True}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"authorization": f"Bearer {key}"})
+        data = connection.getresponse().read()
+        connection.close()
+        return data
+
+    said = await asyncio.to_thread(stream)
+    assert b"provider_quota" in said and b"[DONE]" not in said
+    assert (b"your own key" in said) == own
+    assert house.gateway.gauge("strata_deployment_cooldowns_total") == rests
+
+
+async def test_provider_keys_go_on_through_a_whole_rotation(house: House) -> None:
+    old, new = "q8Zr2LxW0vT5nYb7KcJd3MfH6gPs9AeU", "vB3kT9wXz1QmN6hR4yJc8LdF2sGp7EuA"
+    gateway = house.gateway
+    config = gateway.config.read_text()
+    await asyncio.to_thread(gateway.stop)
+    await run_sql(gateway.environ["DATABASE_URL"], "DELETE FROM strata.vault", "DELETE FROM strata.keys")
+
+    async def restart(keys: str) -> None:
+        await asyncio.to_thread(gateway.stop)
+        gateway.config.write_text(config.replace(MASTER, f'"{keys}"'))
+        await asyncio.to_thread(gateway.start)
+
+    gateway.key = ""
+    await restart(old)
+    status, _, _ = await house.call(
+        "POST", PATH, old, {"provider": "oai", "api_key": USERS, "scope": "global", "save_anyway": True}
+    )
+    assert status == 201
+    for keys in (f"{old},{new}", f"{new},{old}"):
+        await restart(keys)
+        assert await house.ask(gateway.key) == (200, "", USERS)
+    rotated = await asyncio.to_thread(gateway.strata, "vault", "rotate")
+    assert rotated.returncode == 0, rotated.stderr
+    assert await house.ask(gateway.key) == (200, "", USERS)
+    await restart(new)
+    assert await house.ask(gateway.key) == (200, "", USERS)
+    assert (await house.call("GET", PATH, old))[0] == 401
+    assert (await house.call("GET", PATH, new))[0] == 200
 
 
 async def test_a_users_good_key_does_not_wake_a_deployment_whose_operators_key_is_bad(house: House) -> None:

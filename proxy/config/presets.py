@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
         "roles": ROLES, "values": {"reasoning_effort": EFFORTS}, "drop": ["logit_bias"],
     }),
     # openrouter.ai/docs: role and finish reason come twice, reasoning is called `reasoning`.
-    # Its list of models is public; openrouter.ai/docs/api-reference/limits has the path that says what a key may.
+    # Its list of models is public; openrouter.ai/docs/api/api-reference/api-keys/get-current-key asks for a key.
     "openrouter": Preset(
         "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", quirks={"normalise": True, "key_check": "/key"}
     ),

@@ -90,8 +90,10 @@ class OwnKeys:
         return sum(map(len, self.held.values()))
 
     async def start(self) -> None:
-        """Loads the snapshot and keeps it fresh. Raises Unavailable: then nothing was begun."""
+        """Loads the snapshot and keeps it fresh. Raises Unavailable: then nothing was begun. May be called again."""
         await self.refresh()
+        if self._refresher is not None:
+            return
         await self._db.listen(CHANNEL, self._on_notice)
         self._refresher = asyncio.create_task(self._keep_fresh(), name="provider keys")
 
