@@ -20,6 +20,7 @@ from proxy.storage.budgets import read_period, release_worker, return_lease, tak
 from proxy.storage.keys import KeyRow, changed_since, find_key, insert_key, list_keys, revoke_key
 from proxy.storage.ledger import LedgerRow, RowsRefused, ship
 from proxy.storage.postgres import Database
+from proxy.storage.verify import find_rows, sums_by_day
 
 NOON_MS = 1_790_000_000_000
 WORKER = uuid.UUID(int=7)
@@ -263,3 +264,14 @@ async def test_periods_are_counted_in_utc(
         window_seconds, calendar, moment, starts, ends,
     )  # fmt: skip
     assert row is not None and tuple(row) == (True, True)
+
+
+async def test_what_a_users_own_key_paid_is_in_the_ledger_and_not_on_the_operators_invoice(db: Database) -> None:
+    own = ledger_row(provider_key_id=str(uuid.UUID(int=9)))
+    operators = ledger_row()
+    assert await ship(db, [own, operators]) == 2
+    found = await find_rows(db, [own, operators])
+    assert found == {(row.request_id, row.attempt): row for row in (own, operators)}
+    day = "2026-09-21"
+    [line] = await sums_by_day(db, day, day, None, False)
+    assert (line["requests"], line["cost_nano_usd"]) == (1, 1000)

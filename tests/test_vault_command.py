@@ -94,10 +94,13 @@ async def test_the_pepper_stays_when_a_key_is_added_in_front_and_when_the_old_on
     assert only_new.derive("sessions") == first.derive("sessions")
 
 
-async def test_a_database_of_an_earlier_release_keeps_the_pepper_of_its_keys_whatever_is_in_front(db: Database) -> None:
+@pytest.mark.parametrize("given", [(OLD, NEW), (NEW, OLD)])
+async def test_a_database_of_an_earlier_release_keeps_the_pepper_of_its_keys_whatever_is_in_front(
+    db: Database, given: tuple[str, str]
+) -> None:
     old = Vault(OLD.encode())
     await make_virtual_key(db, old)
-    both = Vault(OLD.encode(), NEW.encode())  # said in the wrong order, even
+    both = Vault(*(key.encode() for key in given))  # said in the wrong order, even
     await unlock(db, both)
     assert both.pepper == old.pepper
 
