@@ -15,6 +15,7 @@ from proxy.config import Provider, Secret
 from proxy.edge.callers import Callers
 from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.site import site
+from proxy.errors import CallerError
 from proxy.exchange import Caller
 from proxy.pages import provider_key_routes
 from proxy.storage.postgres import Connection, Database
@@ -337,6 +338,17 @@ async def test_a_users_address_must_be_public_and_the_error_says_so(house: House
     assert (status, said["error"]["code"], said["error"]["param"]) == (400, code, "api_base")
     assert "public https addresses only" in said["error"]["message"]
     assert house.oracle.listed == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["127.1", "0x7f.1", "0177.0.0.1", "2130706433", "0", "localhost", "[::ffff:127.0.0.1]"]
+)
+async def test_no_spelling_of_an_address_inside_gets_past_the_systems_own_resolver(host: str) -> None:
+    elsewhere = Elsewhere()
+    with pytest.raises(CallerError) as caught:
+        await elsewhere.admit(f"https://{host}/v1", "https://api.openai.com/v1")
+    assert (caught.value.code, caught.value.param) == ("api_base_forbidden", "api_base")
+    await elsewhere.close()
 
 
 async def test_the_operators_own_address_is_allowed_for_it_is_his(house: House) -> None:

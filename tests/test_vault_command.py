@@ -295,6 +295,32 @@ def test_a_gateway_with_a_wrong_master_key_ends_at_its_start_and_says_why(tmp_pa
     assert "Traceback" not in gateway.tail(200)
 
 
+async def test_a_lost_master_key_can_be_given_up_and_only_a_lost_one(
+    db: Database, database_dsn: str, tmp_path: Path
+) -> None:
+    old, new = Vault(OLD.encode()), Vault(NEW.encode())
+    await make_virtual_key(db, old)
+    await unlock(db, old)
+    await save(db, old, 2)
+    command = Command(tmp_path, database_dsn)
+
+    def reset(key: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        words = (sys.executable, "-m", "proxy", "vault", "reset", *flags, "--home", str(tmp_path))
+        environ = {**command.environ, "STRATA_MASTER_KEY": key}
+        return subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    assert reset(NEW).returncode == 2
+    refused = reset(OLD, "--lost")
+    assert (refused.returncode, "There is nothing to reset" in refused.stderr + refused.stdout) == (1, True)
+    assert len(await read_all(db)) == 2
+    done = reset(NEW, "--lost")
+    assert "1 virtual keys were revoked and 2 provider keys removed" in done.stdout, done.stderr
+    await unlock(db, new)
+    assert await read_all(db) == []
+    with pytest.raises(WrongMasterKey, match="strata vault reset --lost"):
+        await unlock(db, old)
+
+
 def test_virtual_keys_go_on_through_a_whole_rotation(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path / "home")
     for keys_given, rotate in ((OLD, False), (f"{OLD},{NEW}", False), (f"{NEW},{OLD}", True), (NEW, False)):

@@ -16,8 +16,9 @@ from proxy.commands import data
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of, with_master_key
 from proxy.commands.tables import aligned, to_json
 from proxy.config import Config
+from proxy.errors import CallerError
 from proxy.storage.postgres import Database
-from proxy.storage.root import unlock
+from proxy.storage.root import Lost, WrongMasterKey, begin_anew, unlock
 from proxy.storage.rotation import COLUMNS, count_by_kek, rewrap_batch, unopened_provider_keys
 from proxy.storage.vault import VARIABLE, Vault
 
@@ -42,6 +43,9 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
     status.set_defaults(run=_status)
     rotate = actions.add_parser("rotate", help="seal everything under the newest master key", parents=[*flags])
     rotate.set_defaults(run=_rotate)
+    reset = actions.add_parser("reset", help="give up what a lost master key sealed", parents=[flags.place])
+    reset.add_argument("--lost", action="store_true", required=True, help="the master key is lost for good")
+    reset.set_defaults(run=_reset)
 
 
 def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -54,6 +58,11 @@ def _rotate(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     text, code = rotate(*_place(args, environ), as_json=args.json)
     print(text)
     return code
+
+
+def _reset(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    print(reset(*_place(args, environ)))
+    return 0
 
 
 def _place(args: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Config, Path, Mapping[str, str]]:
@@ -115,6 +124,25 @@ def rotate(config: Config, home: Path, environ: Mapping[str, str], *, as_json: b
         "key. Replace these at the providers, and the virtual keys here."
     )
     return "\n".join(lines), int(bool(left))
+
+
+def reset(config: Config, home: Path, environ: Mapping[str, str]) -> str:
+    """What to print. CallerError if the master key is not lost at all."""
+    vault = Vault.open(home, environ)
+
+    async def work(database: Database) -> Lost:
+        try:
+            await unlock(database, vault)
+        except WrongMasterKey:
+            return await begin_anew(database, vault)
+        raise CallerError("The master key opens this database's vault. There is nothing to reset.", code="not_lost")
+
+    lost = data.run(config, home, work)
+    return (
+        f"The vault is this master key's now ({vault.kek_id}). {lost.virtual_keys} virtual keys were revoked and "
+        f"{lost.provider_keys} provider keys removed, since nobody can read them any more. Make new ones, and keep a "
+        "copy of the master key."
+    )
 
 
 async def _rewrap_all(database: Database, vault: Vault) -> int:

@@ -7,6 +7,8 @@ database; a wrong master key is said there, once and clearly, and not at somebod
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from proxy.errors import GatewayFault
 from proxy.storage.postgres import Connection, Database
 from proxy.storage.sealing import CannotOpen, Place, Sealed, seal, unseal
@@ -49,8 +51,43 @@ async def unlock(db: Database, vault: Vault) -> None:
     except CannotOpen as error:
         raise WrongMasterKey(
             f"The master key does not open this database's vault: {error}. Restore the {VARIABLE} or the master.key "
-            "that it had; during a rotation name both keys, the newest first. See docs/vault.md."
+            "that it had; during a rotation name both keys, the newest first. If it is lost: strata vault reset --lost"
         ) from None
+
+
+REPLANT_ROOT = """
+    INSERT INTO strata.vault (name, sealed_value, sealed_dek, kek_id) VALUES ('root', $1, $2, $3)
+    ON CONFLICT (name) DO UPDATE SET sealed_value = excluded.sealed_value, sealed_dek = excluded.sealed_dek,
+        kek_id = excluded.kek_id
+"""
+
+REVOKE_UNKNOWN = """
+    WITH ended AS (
+        UPDATE strata.keys SET revoked_at = now() WHERE revoked_at IS NULL AND pepper_id <> $1 RETURNING 1
+    ) SELECT count(*)::bigint FROM ended
+"""
+
+REMOVE_UNOPENED = """
+    WITH removed AS (
+        DELETE FROM strata.provider_keys WHERE NOT kek_id = ANY($1::text[]) RETURNING 1
+    ) SELECT count(*)::bigint FROM removed
+"""
+
+
+class Lost(NamedTuple):
+    virtual_keys: int
+    provider_keys: int
+
+
+async def begin_anew(db: Database, vault: Vault) -> Lost:
+    """
+    Gives the database a root of this vault's own. What hung on the lost master key ends: virtual keys are revoked,
+    provider keys that cannot be opened any more are removed. For when `unlock` raises WrongMasterKey, and never else.
+    """
+    async with db.transaction() as connection:
+        await connection.execute(REPLANT_ROOT, *seal(vault, PLACE, vault.root))
+        virtual = await connection.fetchval(REVOKE_UNKNOWN, vault.pepper_id)
+        return Lost(virtual, await connection.fetchval(REMOVE_UNOPENED, list(vault.keks)))
 
 
 async def _plant(connection: Connection, vault: Vault) -> None:
@@ -62,6 +99,6 @@ async def _plant(connection: Connection, vault: Vault) -> None:
         raise WrongMasterKey(
             f"The {sum(row['keys'] for row in peppers)} virtual keys of this database were made under another master "
             f"key ({peppers[0]['pepper_id'][:16]}) and would not be recognised. Restore the {VARIABLE} or the "
-            "master.key that it had; if that is lost, end them with: strata keys revoke NAME"
+            "master.key that it had; if that is lost: strata vault reset --lost"
         )
     await connection.execute(PLANT_ROOT, *seal(vault, PLACE, vault.root if root is None else root))
