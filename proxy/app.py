@@ -97,16 +97,12 @@ class Gateway:
         self.vault = vault
         self.journal = Journal(home / "journal", config.ledger)
         self.shipper = Shipper(self.journal, self.database, config.ledger)
-        self.budgets = Budgets(
-            self.database,
-            str(self.journal.worker_id),
-            keep=self.journal.keep,
-            wait_for_heirs=self.shipper.wait_for_heirs,
-        )
+        worker, heirs = str(self.journal.worker_id), self.shipper.wait_for_heirs
+        self.budgets = Budgets(self.database, worker, keep=self.journal.keep, wait_for_heirs=heirs)
         self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
         limits = Limits(config.limits)
         self.redis = Redis(config.redis) if config.redis.url else None
-        self.turns = _turns(config, limits, self.redis, str(self.journal.worker_id))
+        self.turns = _turns(config, limits, self.redis, worker)
         self.gate = Gate(
             self.keyring,
             limits,
