@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from proxy.edge.alerts import AlertsPage
+from proxy.edge.audit import AuditPage
 from proxy.edge.callers import Callers
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
@@ -18,6 +19,7 @@ from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.requests import Requests
 from proxy.metering.price_list import listed
 from proxy.storage.alerts import last_alerts
+from proxy.storage.audit import note
 
 if TYPE_CHECKING:
     from proxy.app import Gateway
@@ -44,9 +46,10 @@ def pages(gateway: Gateway) -> list[Route]:
     alerts = AlertsPage(callers, config.alerts, lambda: last_alerts(database))
     price_list = PricesPage(callers, lambda: listed(config, prices), prices.date)
     requests = Requests(callers, database)
-    own = ProviderKeysPage(callers, database, gateway.own_keys, gateway.accounts, config.source, _unaudited)
+    own = ProviderKeysPage(callers, database, gateway.own_keys, gateway.accounts, config.source, note)
     routes = [
         Route("/api/alerts", alerts.show),
+        Route("/api/audit", AuditPage(callers, database).list),
         *provider_key_routes(own),
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
@@ -73,10 +76,6 @@ def provider_key_routes(page: ProviderKeysPage) -> list[Route]:
         Route("/api/keys/providers/{id}", page.remove, methods=["DELETE"]),
         Route("/api/keys/providers/{id}/validate", page.validate, methods=["POST"]),
     ]
-
-
-async def _unaudited(connection: object, **change: object) -> None:
-    """Stands where the audit log's own note comes."""
 
 
 def _degraded(gateway: Gateway) -> list[str]:

@@ -46,7 +46,7 @@ def _set(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     budget_id = data.run(
         config,
         home_of(args, environ),
-        lambda db: set_budget(db, args.scope, args.name, nano_usd, length.seconds, length.calendar),
+        lambda db: set_budget(db, args.scope, args.name, nano_usd, length.seconds, length.calendar, data.operator()),
     )
     said = limit(nano_usd, length.seconds, length.calendar)
     if args.json:
@@ -71,7 +71,7 @@ def _list(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _end(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     config = config_of(args, environ)
     _check_whose(config, args.scope, args.name)
-    ended = data.run(config, home_of(args, environ), lambda db: end_budgets(db, args.scope, args.name))
+    ended = data.run(config, home_of(args, environ), lambda db: end_budgets(db, args.scope, args.name, data.operator()))
     if not ended:
         raise CallerError(f"{_whose(args.scope, args.name)} has no budget set here. See: strata budgets list")
     print(to_json({"ended": ended}) if args.json else f"{_whose(args.scope, args.name)}: {ended} ended.")

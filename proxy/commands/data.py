@@ -6,6 +6,7 @@ running gateway, else the embedded one, started for the moment.
 from __future__ import annotations
 
 import asyncio
+import getpass
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,14 @@ def run(config: Config, home: Path, work: Callable[[Database], Awaitable[T]]) ->
 
     with owner_dsn(config, home) as dsn:
         return asyncio.run(connected(dsn))
+
+
+def operator() -> str:
+    """Who runs the command, for the audit log."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user may have no name
+        return "cli"
 
 
 def apply_migrations(config: Config, home: Path) -> list[str]:

@@ -136,6 +136,7 @@ def create(
             budget_limit_nano_usd=wanted.budget_nano_usd,
             budget_window_seconds=wanted.budget_seconds,
             budget_calendar=wanted.budget_calendar,
+            actor=data.operator(),
         )
 
     row = data.run(config, home, insert)
@@ -193,7 +194,7 @@ def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
     """Ends a key by its name or id. Raises GatewayError."""
     if any(key.name == name for key in config.keys.static):
         raise CallerError(f'The key "{name}" belongs to {config.source}. Take it out there.', code="key_of_file")
-    row = data.run(config, home, lambda database: revoke_key(database, name))
+    row = data.run(config, home, lambda database: revoke_key(database, name, data.operator()))
     if row is None:
         raise CallerError(f"No key in force is called {shown(name)}. See: strata keys list", code="key_not_found")
     if as_json:

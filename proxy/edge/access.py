@@ -47,6 +47,7 @@ ACCESS = (
     Access("POST", "/api/keys/providers/{id}/validate", "no", "no", "no", "own", "all"),
     Access("GET", "/api/prices", "no", "no", "all", "all", "all"),
     Access("GET", "/api/alerts", "no", "no", "no", "no", "all"),
+    Access("GET", "/api/audit", "no", "no", "no", "no", "all"),
     Access("GET", "/healthz", "all", "all", "all", "all", "all"),
     Access("GET", "/readyz", "all", "all", "all", "all", "all"),
     Access(

@@ -14,6 +14,7 @@ import msgspec
 
 from proxy.errors import CallerError
 from proxy.exchange import Budget
+from proxy.storage.audit import note
 from proxy.storage.postgres import Connection, Database
 
 LIST_SECONDS = 10.0
@@ -83,7 +84,13 @@ INSERT_BUDGET = """
 
 
 async def set_budget(
-    db: Database, scope: str, name: str, limit_nano_usd: int, window_seconds: int | None, calendar: str | None
+    db: Database,
+    scope: str,
+    name: str,
+    limit_nano_usd: int,
+    window_seconds: int | None,
+    calendar: str | None,
+    actor: str = "gateway",
 ) -> str:
     """
     Sets a budget, or its limit if there is one with this window already; what is spent stays spent. Its id.
@@ -94,11 +101,15 @@ async def set_budget(
         subject = await _subject(connection, scope, name)
         budget_id = await connection.fetchval(RAISE_OR_LOWER, scope, subject, *values)
         try:
-            return str(budget_id or await connection.fetchval(INSERT_BUDGET, scope, subject, *values))
+            budget_id = str(budget_id or await connection.fetchval(INSERT_BUDGET, scope, subject, *values))
         except asyncpg.UniqueViolationError:
             raise CallerError(
                 "config.yaml has a budget for the same and the same window. Change it there.", code="budget_of_file"
             ) from None
+        window = {"window_seconds": window_seconds, "calendar": calendar}
+        after = {"scope": scope, "subject": subject, "limit_nano_usd": limit_nano_usd, **window}
+        await note(connection, actor=actor, action="budget.set", object=budget_id, after=after)
+        return budget_id
 
 
 END_BUDGETS = """
@@ -107,10 +118,15 @@ END_BUDGETS = """
 """
 
 
-async def end_budgets(db: Database, scope: str, name: str) -> int:
+async def end_budgets(db: Database, scope: str, name: str, actor: str = "gateway") -> int:
     """Ends all budgets of somebody that the file does not own; returns how many."""
     async with db.transaction() as connection:
-        return len(await connection.fetch(END_BUDGETS, scope, await _subject(connection, scope, name)))
+        subject = await _subject(connection, scope, name)
+        ended = await connection.fetch(END_BUDGETS, scope, subject)
+        for row in ended:
+            after = {"scope": scope, "subject": subject}
+            await note(connection, actor=actor, action="budget.end", object=str(row["id"]), after=after)
+        return len(ended)
 
 
 END_UNDECLARED = """

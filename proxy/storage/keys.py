@@ -7,12 +7,14 @@ Every change of a key raises its `version` and notifies the channel `strata_keys
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 import msgspec
 
 from proxy.errors import CallerError
 from proxy.exchange import Budget
+from proxy.storage.audit import note
 from proxy.storage.postgres import Database
 
 CHANNEL = "strata_keys"
@@ -68,6 +70,7 @@ async def insert_key(
     budget_calendar: str | None = None,
     tpm: int | None = None,
     max_parallel: int | None = None,
+    actor: str = "gateway",
 ) -> KeyRow:
     """The key and its budget, or neither. CallerError `name_taken` if an active key has this name."""
     try:
@@ -79,6 +82,8 @@ async def insert_key(
                 window = (budget_window_seconds, budget_calendar)
                 await connection.execute(INSERT_KEY_BUDGET, key_id, budget_limit_nano_usd, *window)
             row = await connection.fetchrow(READ_KEY, key_id)
+            assert row is not None
+            await note(connection, actor=actor, action="key.create", object=key_id, after=_audited(row))
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "keys_active_name":
             raise
@@ -93,7 +98,6 @@ async def insert_key(
             code="invalid_key",
             param="name" if "name" in (error.constraint_name or "name") else None,
         ) from error
-    assert row is not None
     return _key_row(row)
 
 
@@ -164,12 +168,19 @@ REVOKE_KEY = """
 """
 
 
-async def revoke_key(db: Database, name_or_id: str) -> KeyRow | None:
+async def revoke_key(db: Database, name_or_id: str, actor: str = "gateway") -> KeyRow | None:
     """The key as it is now; None if no active key has this name or id."""
     async with db.transaction() as connection:
         key_id = await connection.fetchval(REVOKE_KEY, name_or_id)
         row = None if key_id is None else await connection.fetchrow(READ_KEY, key_id)
+        if row is not None:
+            await note(connection, actor=actor, action="key.revoke", object=key_id, after={"name": row["name"]})
     return None if row is None else _key_row(row)
+
+
+def _audited(row: asyncpg.Record) -> dict[str, Any]:
+    names = ("name", "display", "user_id", "team_id", "models", "rpm", "tpm", "max_parallel", "expires_at")
+    return {**{name: row[name] for name in names}, "budgets": msgspec.json.decode(row["budgets"])}
 
 
 def _key_row(row: asyncpg.Record) -> KeyRow:
