@@ -314,7 +314,7 @@ class Gateway:
             self.budgets.resolve(attempt.hold, attempt.cost_nano_usd)
         self.metrics.record_attempt(exchange, attempt)
         deployment, usage = attempt.deployment, attempt.usage
-        if deployment.tpm is not None and usage is not None:
+        if deployment.tpm is not None and usage is not None and attempt.own_key is None:
             self.pace.used(deployment, usage.prompt + usage.completion, time.monotonic())
         if deployment.rpm is not None and attempt.number > 1:  # the first was counted when it was planned
             self.pace.asked(deployment, time.monotonic())

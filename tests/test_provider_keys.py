@@ -411,6 +411,22 @@ async def test_every_worker_hears_of_a_key_and_of_its_end_within_a_second(house:
     await another.close()
 
 
+async def test_a_change_of_one_key_leaves_the_open_accounts_of_the_others_as_they_are(house: House) -> None:
+    mine, strangers = await house.save(), await house.save("stranger")
+    await house.own_keys.refresh()
+    operators = house.accounts["oai"]
+    before = [house.own_keys.account_for(PEOPLE[who], operators) for who in ("member", "stranger")]
+    assert (await house.ask("member", "PATCH", f"/{mine['id']}", {"api_key": OTHER}))[0] == 200
+    await house.own_keys.refresh()
+    after = [house.own_keys.account_for(PEOPLE[who], operators) for who in ("member", "stranger")]
+    keys = [account.provider.api_key.reveal() for account in (*before, *after) if account.provider.api_key]
+    assert keys == [GOOD, GOOD, OTHER, GOOD]
+    assert after[1] is before[1]
+    assert (await house.ask("stranger", "DELETE", f"/{strangers['id']}"))[0] == 200
+    await house.own_keys.refresh()
+    assert house.own_keys.account_for(PEOPLE["stranger"], operators) is operators
+
+
 async def test_a_notice_that_was_missed_is_made_good_by_looking(house: House, database_dsn: str) -> None:
     owner = await asyncpg.connect(database_dsn)
     await owner.execute("CREATE OR REPLACE FUNCTION pg_catalog.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''")

@@ -19,6 +19,7 @@ from proxy.storage.sealing import Sealed
 CHANNEL = "strata_provider_keys"
 SNAPSHOT_SECONDS = 10.0
 MAX_ROWS = 10_000
+PART_ROWS = 200
 
 
 class SealedKey(msgspec.Struct, frozen=True):
@@ -40,7 +41,8 @@ class SealedKey(msgspec.Struct, frozen=True):
 READ_ALL = """
     SELECT id::text, scope, coalesce(user_id, team_id)::text AS owner_id, provider, name, api_base, host, last_four,
         version, sealed_key, sealed_dek, kek_id
-    FROM strata.provider_keys ORDER BY created_at, id LIMIT $1
+    FROM strata.provider_keys WHERE id > coalesce($1::text::uuid, '00000000-0000-0000-0000-000000000000')
+    ORDER BY id LIMIT $2
 """
 
 READ_STATE = "SELECT count(*)::bigint AS rows, coalesce(max(version), 0)::bigint AS version FROM strata.provider_keys"
@@ -53,8 +55,15 @@ READ_ONE = """
 
 
 async def read_all(db: Database) -> list[SealedKey]:
-    """At most MAX_ROWS + 1, the oldest first."""
-    return [_sealed(row) for row in await db.fetch(READ_ALL, MAX_ROWS + 1, timeout_seconds=SNAPSHOT_SECONDS)]
+    """MAX_ROWS and a few more at most. In parts, so that nobody else on the loop waits long."""
+    found = list[SealedKey]()
+    while len(found) <= MAX_ROWS:
+        after = found[-1].id if found else None
+        rows = await db.fetch(READ_ALL, after, PART_ROWS, timeout_seconds=SNAPSHOT_SECONDS)
+        found += [_sealed(row) for row in rows]
+        if len(rows) < PART_ROWS:
+            break
+    return found
 
 
 async def read_state(db: Database) -> tuple[int, int]:

@@ -34,7 +34,7 @@ MAX_OPENED = 1_000
 POLL_SECONDS = 5.0
 SETTLE_SECONDS = 0.05
 """A rotation says something with every batch: what comes so close together is read once."""
-AT_ONCE = 200
+AT_ONCE = 50
 """Keys tried between two turns of the loop."""
 
 KEY_FAULTS = {
@@ -174,15 +174,15 @@ class OwnKeys:
 
     async def _take(self, keys: list[SealedKey]) -> None:
         if len(keys) > MAX_ROWS:
-            log.error("There are more than %d provider keys: the newest are not used.", MAX_ROWS)
+            log.error("There are more than %d provider keys: the others are not used.", MAX_ROWS)
             keys = keys[:MAX_ROWS]
         held: dict[tuple[str, str | None], dict[str, SealedKey]] = {}
         before = {key.id: key for by_provider in self.held.values() for key in by_provider.values()}
-        attention: dict[str, str] = {}
+        kept, attention = dict[str, SealedKey](), dict[str, str]()
         for number, key in enumerate(keys, 1):
             known = before.get(key.id)
             key = known if known is not None and known == key else key
-            held.setdefault((key.scope, key.owner_id), {})[key.provider] = key
+            held.setdefault((key.scope, key.owner_id), {})[key.provider] = kept[key.id] = key
             if key is not known or key.id in self.attention:
                 try:
                     self.open(key)
@@ -197,7 +197,7 @@ class OwnKeys:
         self.held.clear()
         self.held.update(held)
         self._chosen.clear()
-        self._opened.clear()
+        self._opened = {id: opened for id, opened in self._opened.items() if kept.get(id) is opened[0]}
 
     def _choose(self, caller: Caller) -> _Chosen:
         """A user's own before the team's, the team's before everybody's."""
