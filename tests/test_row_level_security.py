@@ -53,6 +53,10 @@ ROWS = """
     INSERT INTO strata.price_lines (source, lines) VALUES ('{who}', '{{}}');
     INSERT INTO strata.alerts (id, rule, subject, period, threshold, title) VALUES ('{key}', 'r', '{who}', '', 1, '');
     INSERT INTO strata.alert_deliveries (alert_id, channel) VALUES ('{key}', 'c');
+    INSERT INTO strata.sessions (id, user_id, token_version, expires_at) VALUES ('{key}', '{user}', 0, now());
+    INSERT INTO strata.refresh_tokens (digest, session_id) VALUES (sha256('{who}'), '{key}');
+    INSERT INTO strata.invitations (digest, role, expires_at) VALUES (sha256('{who}'), 'member', now());
+    INSERT INTO strata.login_attempts (subject, failures, last_at) VALUES (sha256('{who}'), 1, now());
 """
 
 
@@ -82,6 +86,10 @@ TABLES = {
     "alerts": Table("title = ''", "000002", "xxxxxx", "xxxxxx"),
     "alert_deliveries": Table("tries = 0", "000002", "xxxxxx", "xxxxxx"),
     "vault": Table("kek_id = kek_id", "xxxxxx", "xxxxxx", "xxxxxx"),
+    "sessions": Table("token_version = 0", "001102", "xxxxxx", "xxxxxx"),
+    "refresh_tokens": Table("used_at = NULL", "xxxxxx", "xxxxxx", "xxxxxx"),
+    "invitations": Table("revoked_at = NULL", "000002", "000002", "xxxxxx"),
+    "login_attempts": Table("failures = 1", "xxxxxx", "xxxxxx", "xxxxxx"),
     "audit": Table("actor = actor", "000000", "xxxxxx", "xxxxxx"),
 }
 
@@ -217,6 +225,9 @@ async def test_a_key_cannot_be_given_away(tenants: Database) -> None:
         "SELECT sealed_key FROM strata.provider_keys",
         "SELECT sealed_dek FROM strata.provider_keys",
         "SELECT password_hash FROM strata.users",
+        "SELECT digest FROM strata.invitations",
+        "SELECT digest FROM strata.refresh_tokens",
+        "SELECT subject FROM strata.login_attempts",
         "SELECT * FROM strata.bound_keys",
         "SELECT * FROM public.strata_migrations",
         "SELECT strata.make_partitions(1)",

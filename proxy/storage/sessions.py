@@ -1,0 +1,96 @@
+"""
+The SQL of sessions: a log-in, and the chain of refresh tokens that came of it.
+
+A refresh token is good once. Whoever shows a used one has stolen it, or the one who used it had: the session ends.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from proxy.storage.postgres import Connection, Database
+
+CHANNEL = "strata_people"
+
+
+class Rotation(NamedTuple):
+    """`ok`: the new token is in force. `reused`: the session has just ended. `refused`: unknown, ended or expired."""
+
+    outcome: Literal["ok", "reused", "refused"]
+    user_id: str = ""
+    session_id: str = ""
+    token_version: int = 0
+
+
+OPEN_SESSION = """
+    INSERT INTO strata.sessions (id, user_id, token_version, expires_at)
+    SELECT $1::text::uuid, u.id, u.token_version, now() + make_interval(secs => $3::float8)
+    FROM strata.users u WHERE u.id = $2::text::uuid AND u.disabled_at IS NULL
+    RETURNING token_version
+"""
+INSERT_REFRESH = "INSERT INTO strata.refresh_tokens (digest, session_id) VALUES ($1, $2::text::uuid)"
+
+
+async def open_session(
+    connection: Connection, *, session_id: str, user_id: str, digest: bytes, ttl_seconds: float
+) -> int | None:
+    """The version of the user's tokens; None if there is no such user any more."""
+    version: int | None = await connection.fetchval(OPEN_SESSION, session_id, user_id, ttl_seconds)
+    if version is not None:
+        await connection.execute(INSERT_REFRESH, digest, session_id)
+    return version
+
+
+FIND_REFRESH = """
+    SELECT r.used_at IS NOT NULL AS used, s.user_id::text, s.id::text AS session_id, s.token_version,
+        s.ended_at IS NULL AND s.expires_at > now() AND u.disabled_at IS NULL AND u.token_version = s.token_version
+            AS good
+    FROM strata.refresh_tokens r
+    JOIN strata.sessions s ON s.id = r.session_id
+    JOIN strata.users u ON u.id = s.user_id
+    WHERE r.digest = $1
+    FOR UPDATE OF r, s
+"""
+USE_REFRESH = "UPDATE strata.refresh_tokens SET used_at = now() WHERE digest = $1"
+END_SESSION = """
+    UPDATE strata.sessions SET ended_at = now(), end_reason = $2 WHERE id = $1::text::uuid AND ended_at IS NULL
+"""
+
+
+async def rotate(db: Database, digest: bytes, next_digest: bytes) -> Rotation:
+    """Of several that show the same token at once, one gets the next; the others end the session for all."""
+    async with db.transaction() as connection:
+        row = await connection.fetchrow(FIND_REFRESH, digest)
+        if row is None or not row["good"]:
+            return Rotation("refused")
+        if row["used"]:
+            await connection.execute(END_SESSION, row["session_id"], "reuse")
+            return Rotation("reused", row["user_id"], row["session_id"])
+        await connection.execute(USE_REFRESH, digest)
+        await connection.execute(INSERT_REFRESH, next_digest, row["session_id"])
+        return Rotation("ok", row["user_id"], row["session_id"], row["token_version"])
+
+
+async def end_session(db: Database, session_id: str) -> None:
+    await db.execute(END_SESSION, session_id, "logout")
+
+
+RAISE_VERSION = "UPDATE strata.users SET token_version = token_version + 1 WHERE id = $1::text::uuid"
+END_SESSIONS = """
+    UPDATE strata.sessions SET ended_at = now(), end_reason = 'everywhere'
+    WHERE user_id = $1::text::uuid AND ended_at IS NULL
+"""
+
+
+async def end_all_sessions(connection: Connection, user_id: str) -> None:
+    """Every access token of before is out of date, too."""
+    await connection.execute(RAISE_VERSION, user_id)
+    await connection.execute(END_SESSIONS, user_id)
+
+
+FORGET_SESSIONS = "DELETE FROM strata.sessions WHERE expires_at < now() - interval '1 day'"
+
+
+async def forget_sessions(db: Database) -> None:
+    """Those that ended by themselves a day ago, with their tokens."""
+    await db.execute(FORGET_SESSIONS, timeout_seconds=10.0)
