@@ -172,7 +172,7 @@ MISTAKES: dict[str, Callable[[Patch], None]] = {
 @pytest.mark.parametrize(("number", "mistake"), MISTAKES.items(), ids=[made.__name__ for made in MISTAKES.values()])
 def test_the_checks_find(number: str, mistake: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mistake(monkeypatch)
-    either = "I[24]" if number == "I2" else "I[45]" if number == "I5" else number
+    either = {"I2": "I[24]", "I4": "I[14]", "I5": "I[45]"}.get(number, number)
     with pytest.raises(AssertionError, match=f"^{either}:"):
         run_state_machine_as_test(History, settings=ENOUGH)
 
