@@ -115,6 +115,7 @@ async def test_a_living_worker_is_never_adopted(worker: Worker, db: Database) ->
 async def test_the_dead_are_known_until_their_bill_is_finished(worker: Worker, db: Database) -> None:
     folder, me = worker.journal.folder, worker.journal.name
     living, dead = Worker(folder, db), Worker(folder, db)
+    (folder / f"gone-meanwhile{LOCK}").symlink_to("nowhere")
     assert find_dead(folder, me) == set()
     dead.die()
     assert find_dead(folder, me) == {dead.journal.name}

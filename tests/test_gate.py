@@ -172,6 +172,7 @@ async def test_what_limits_everybody_limits_the_master_key_too() -> None:
     gate = Gate(Keyring(away(), PEPPER), everybody, PEPPER, master_key=Secret(MASTER_KEY))
     caller = await gate.admit([(b"authorization", b"Bearer " + MASTER_KEY.encode())])
     assert [(limit.id, limit.rpm) for limit in caller.limits] == [("global", 5)]
+    assert gate.named == (), "nobody is limited by name"
 
 
 async def test_callers_are_made_anew_when_it_is_known_who_is_behind_a_name() -> None:

@@ -224,7 +224,11 @@ async def test_a_part_of_the_limit_holds_while_redis_is_gone(server: RedisServer
 async def test_what_was_used_before_it_went_is_not_had_again(server: RedisServer, mode: str) -> None:
     limit = Limit("key:k", "key", rpm=30)
     async with workers(server.url, 3, mode=mode) as made:
-        assert all(await asyncio.gather(*(worker.passes(limit) for worker in made * 10)))
+        used = 0
+        async with asyncio.timeout(20):  # who asks while the others lease may be told to come again
+            while used < 30:
+                used += sum(await asyncio.gather(*(worker.passes(limit) for worker in made)))
+        assert used <= 32
         await asyncio.sleep(0.2)
         server.kill()
         for worker in made:
