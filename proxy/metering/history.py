@@ -244,11 +244,8 @@ def encode_row(exchange: Exchange, ended_ns: int) -> bytes:
 
 def _cost(attempts: Sequence[Attempt]) -> int | None:
     """As far as prices are known; None if none was dispatched with a price."""
-    cost = None
-    for attempt in attempts:
-        if attempt.dispatched and attempt.price_state != "unknown":
-            cost = attempt.cost_nano_usd + (cost or 0)
-    return cost
+    known = [one.cost_nano_usd for one in attempts if one.dispatched and one.price_state != "unknown"]
+    return sum(known) if known else None
 
 
 def _detail(exchange: Exchange) -> Detail:

@@ -20,8 +20,7 @@ from typing import Literal, TextIO
 
 import msgspec
 
-from proxy.config import Deployment
-from proxy.exchange import Caller, Exchange
+from proxy.exchange import Exchange
 
 FIELDS = (
     "request_id",
@@ -109,26 +108,6 @@ class Line(msgspec.Struct, omit_defaults=True):
     exception: str = ""
 
 
-class _Names(msgspec.Struct, omit_defaults=True):
-    """Fields of `Line` that stand together."""
-
-    endpoint: str = ""
-    model: str = ""
-    deployment: str = ""
-    provider: str = ""
-    key: str = ""
-
-
-_USUAL = (
-    b'{"ts":"%b.%03dZ","level":"info","logger":"strata.access","message":"request","request_id":"%b",%b,"status":%d%b,'
-    b'"attempts":1,"duration_ms":%d.%03d,"first_token_ms":%d.%03d,"overhead_ms":%d.%03d,"input_tokens":%d,'
-    b'"output_tokens":%d,"cost_nano_usd":%d%b}\n'
-)
-_STREAM = b',"stream":true'
-_ENDED = {reason: b',"finish_reason":"%b"' % reason.encode() for reason in ("stop", "length", "tool_calls")}
-_MAX_KNOWN = 4_096
-
-
 class RequestLog:
     """
     Where every line goes. `access` notes a finished request; `run` writes what has gathered, ten times a second, until
@@ -156,76 +135,58 @@ class RequestLog:
         self._writing = threading.Lock()
         self._running = False
         self._encode = msgspec.json.Encoder().encode
-        self._known: dict[tuple[str, str, int, int], tuple[bytes, Caller, Deployment]] = {}
-        """Names in lines, by what they are of; it is held, so that its id() stays its own."""
 
     def access(self, exchange: Exchange) -> None:
         """Notes a request whose answer has ended. Costs about two microseconds; it is written later."""
         if not self.enabled:
             return
         duration_ns = self._clock_ns() - exchange.started_ns
-        text = b"" if self._pretty else self._usual(exchange, duration_ns)
-        if text:
-            self._put(text)
-        else:
-            self.put(access_line(exchange, duration_ns))
-
-    def _usual(self, exchange: Exchange, duration_ns: int) -> bytes:
-        """The line of a request that went as most do, at a third of the price; b"": it did not."""
-        ended, attempts, id = _ENDED.get(exchange.finish_reason), exchange.attempts, exchange.request_id
-        last = attempts[0] if len(attempts) == 1 else None
-        overhead_us = (duration_ns - exchange.upstream_wait_ns) // 1000
-        if (
-            ended is None
-            or last is None
-            or last.usage is None
-            or not last.first_event_ns
-            or exchange.caller is None
-            or exchange.error is not None
-            or exchange.client_left
-            or overhead_us < 0
-            or not (len(id) == 24 and id.startswith("req_"))
-        ):
-            return b""
-        seconds, ms = divmod(exchange.started_at_ms, 1000)
-        duration_us, first_us = duration_ns // 1000, (last.first_event_ns - exchange.started_ns) // 1000
-        return _USUAL % (
-            _second(seconds).encode(),
-            ms,
-            id.encode(),
-            self._names(exchange, exchange.caller, last.deployment),
+        caller, error, attempts = exchange.caller, exchange.error, exchange.attempts
+        provider = deployment = ""
+        first_token_ms, input_tokens, output_tokens, cost_nano_usd = -1.0, 0, 0, 0
+        if attempts:
+            last = attempts[-1]
+            provider = last.deployment.provider.name
+            deployment = last.deployment.model
+            cost_nano_usd = last.cost_nano_usd if len(attempts) == 1 else sum(a.cost_nano_usd for a in attempts)
+            if last.first_event_ns:
+                first_token_ms = (last.first_event_ns - exchange.started_ns) // 1000 / 1000
+            if last.usage is not None:
+                input_tokens, output_tokens = last.usage.prompt, last.usage.completion
+        # By position: one call costs a third of what naming or setting each field does.
+        line = Line(
+            _timestamp(exchange.started_at_ms),
+            "info",
+            "strata.access",
+            "request",
+            exchange.request_id,
+            exchange.endpoint,
+            exchange.model,
+            deployment,
+            provider,
+            caller.name if caller is not None else "",
             exchange.status,
-            _STREAM if exchange.stream else b"",
-            duration_us // 1000,
-            duration_us % 1000,
-            first_us // 1000,
-            first_us % 1000,
-            overhead_us // 1000,
-            overhead_us % 1000,
-            last.usage.prompt,
-            last.usage.completion,
-            last.cost_nano_usd,
-            ended,
+            error.error_type if error is not None else "",
+            "",
+            "",
+            exchange.stream,
+            exchange.client_left,
+            len(attempts),
+            duration_ns // 1000 / 1000,
+            first_token_ms,
+            (duration_ns - exchange.upstream_wait_ns) // 1000 / 1000,
+            input_tokens,
+            output_tokens,
+            cost_nano_usd,
+            exchange.finish_reason,
         )
-
-    def _names(self, exchange: Exchange, caller: Caller, deployment: Deployment) -> bytes:
-        """The middle of a line, from `endpoint` to `key`: the same for many requests."""
-        key = (exchange.endpoint, exchange.model, id(deployment), id(caller))
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            names = _Names(exchange.endpoint, exchange.model, deployment.name, deployment.provider.name, caller.name)
-            known = self._known[key] = (self._escaped(self._encode(names))[1:-1], caller, deployment)
-        return known[0]
+        self.put(line)
 
     def put(self, line: Line) -> None:
-        self._put(self._text(line))
-
-    def _put(self, text: bytes) -> None:
         if len(self._waiting) >= self._limit_bytes:
             self.dropped += 1
             return
+        text = self._text(line)
         with self._gathering:
             self._waiting += text
         if not self._running:
@@ -263,40 +224,18 @@ class RequestLog:
             # the only field of these that a client may have written
             if not (line.request_id.startswith("req_") and len(line.request_id) == 24):
                 line.request_id = mask(line.request_id)
+            if line.provider:
+                line.deployment = f"{line.provider}/{line.deployment}"
             return f"{_pretty_access(line)}\n".encode() if self._pretty else self._json(line)
         line.message = mask(line.message)
         line.exception = mask(line.exception)
         return f"{_pretty(line)}\n".encode("utf-8", "replace") if self._pretty else self._json(line)
 
     def _json(self, line: Line) -> bytes:
-        return self._escaped(self._encode(line)) + b"\n"
-
-    def _escaped(self, encoded: bytes) -> bytes:
+        encoded = self._encode(line)
         if not encoded.isascii() or b"\x7f" in encoded:  # JSON has escaped every other control character of ASCII
             encoded = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded.decode()).encode()
-        return encoded
-
-
-def access_line(exchange: Exchange, duration_ns: int) -> Line:
-    """What a finished request has to say."""
-    caller, error, attempts = exchange.caller, exchange.error, exchange.attempts
-    line = Line(_timestamp(exchange.started_at_ms), "info", "strata.access", "request", exchange.request_id)
-    line.endpoint, line.model, line.status = exchange.endpoint, exchange.model, exchange.status
-    line.key = caller.name if caller is not None else ""
-    line.error_type = error.error_type if error is not None else ""
-    line.stream, line.client_left, line.finish_reason = exchange.stream, exchange.client_left, exchange.finish_reason
-    line.attempts = len(attempts)
-    line.duration_ms = duration_ns // 1000 / 1000
-    line.overhead_ms = (duration_ns - exchange.upstream_wait_ns) // 1000 / 1000
-    if attempts:
-        last = attempts[-1]
-        line.deployment, line.provider = last.deployment.name, last.deployment.provider.name
-        line.cost_nano_usd = sum(attempt.cost_nano_usd for attempt in attempts)
-        if last.first_event_ns:
-            line.first_token_ms = (last.first_event_ns - exchange.started_ns) // 1000 / 1000
-        if last.usage is not None:
-            line.input_tokens, line.output_tokens = last.usage.prompt, last.usage.completion
-    return line
+        return encoded + b"\n"
 
 
 class _Handler(logging.Handler):
