@@ -149,11 +149,11 @@ async def test_a_mistake_of_ours_is_logged_and_the_next_poll_reads_on(
     bindings = Bindings(db, (), poll_seconds=0.01)
     await bindings.start()
 
-    async def stumble() -> None:
+    async def stumble(_: Database) -> None:
         monkeypatch.undo()
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(bindings, "refresh", stumble)
+    monkeypatch.setattr("proxy.admission.bindings.read_for_all", stumble)
     await until(lambda: bindings.failures_total == 1)
     await set_budget(db, "global", "", 500, None, "month")
     await until(lambda: [budget.limit_nano_usd for budget in bindings.everybody] == [500])

@@ -17,6 +17,7 @@ from proxy.config import SharedBudget
 from proxy.exchange import Budget
 from proxy.storage.budget_settings import declare_budgets, read_for_all
 from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.snapshots import keep_fresh
 
 NAMESPACE = uuid.UUID("6f1f0c34-7a8e-5d55-9a3f-0f6f6c7d2b11")
 POLL_SECONDS = 5.0
@@ -53,7 +54,8 @@ class Bindings:
     async def start(self) -> None:
         """Enters the file's budgets and reads all. Raises Unavailable: then nothing was begun."""
         await self.refresh()
-        self._task = asyncio.create_task(self._keep_fresh(), name="budgets that bind all")
+        freshness = keep_fresh(self.refresh, self._heard, self._poll_seconds, self._failed)
+        self._task = asyncio.create_task(freshness, name="budgets that bind all")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -102,18 +104,10 @@ class Bindings:
         changed, self.everybody = everybody != self.everybody, everybody
         return changed
 
-    async def _keep_fresh(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
-                    await self._heard.wait()
-            try:
-                await self.refresh()
-            except Unavailable:
-                self.failures_total += 1
-            except Exception:
-                self.failures_total += 1
-                log.exception("The budgets that bind all could not be read; the next poll tries again.")
+    def _failed(self, error: Exception) -> None:
+        self.failures_total += 1
+        if not isinstance(error, Unavailable):
+            log.error("The budgets that bind all could not be read; the next poll tries again.", exc_info=error)
 
 
 def _budget(shared: SharedBudget) -> Budget:

@@ -252,8 +252,10 @@ class Budgets:
         raise self._exceeded(caller, account, budget, nano_usd)
 
     async def _ask_around(self, account: Account) -> None:
-        """Gives the living a moment to return what they do not use, asked once for all who wait here, and the dead
-        theirs. If that is not heard, nobody gives back anything."""
+        """
+        Gives the living a moment to return what they do not use, asked once for all who wait here, and the dead's heirs
+        the time that they need. If that is not heard, nobody gives back anything.
+        """
         if self._clock() >= account.asked_until:
             account.asked_until = self._clock() + ASK_AGAIN_SECONDS
             with contextlib.suppress(Unavailable):

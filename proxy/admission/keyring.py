@@ -8,7 +8,6 @@ after a reconnect. A snapshot that could not be confirmed for `stale_max_seconds
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -19,6 +18,7 @@ from proxy.config import StaticKey
 from proxy.exchange import Budget
 from proxy.storage.keys import CHANNEL, KeyRow, changed_since, find_key
 from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.snapshots import keep_fresh
 
 STATIC_NAMESPACE = uuid.UUID("6f1f0c34-7a8e-5d55-9a3f-0f6f6c7d2b11")
 
@@ -95,8 +95,12 @@ class Keyring:
     async def start(self) -> None:
         """Loads the snapshot and keeps it fresh. A database that is away is waited for in the background."""
         await self._db.listen(CHANNEL, self._on_notice)
-        await self._refresh_safely()
-        self._task = asyncio.create_task(self._keep_fresh(), name="keyring")
+        try:
+            await self._refresh()
+        except Exception as error:
+            self._failed(error)
+        freshness = keep_fresh(self._refresh, self._changed, self._poll_seconds, self._failed)
+        self._task = asyncio.create_task(freshness, name="keyring")
 
     async def close(self) -> None:
         """Ends the background work."""
@@ -146,27 +150,15 @@ class Keyring:
             self._reload = True
         self._changed.set()
 
-    async def _keep_fresh(self) -> None:
-        while True:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes with the timeout, and `close` hangs.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
-                    await self._changed.wait()
-            await self._refresh_safely()
-
-    async def _refresh_safely(self) -> None:
-        """One refresh. Whatever goes wrong is counted and logged, and the next poll tries again."""
-        self._changed.clear()
-        try:
-            await self._refresh()
-        except Unavailable:
-            self.failures_total += 1
+    def _failed(self, error: Exception) -> None:
+        self.failures_total += 1
+        if isinstance(error, Unavailable):
             log.warning("Postgres is away: keys are served from memory.")
-        except Exception:
-            self.failures_total += 1
-            log.exception("The keys could not be refreshed; the next poll tries again.")
+        else:
+            log.error("The keys could not be refreshed; the next poll tries again.", exc_info=error)
 
     async def _refresh(self) -> None:
+        self._changed.clear()
         began = self._clock()
         reload, self._reload = self._reload, False
         active, ended = ({}, {}) if reload else (self._active, self._ended)

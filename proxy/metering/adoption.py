@@ -82,13 +82,7 @@ class Estate:
 
 def find_estates(folder: Path, own_name: str) -> Iterator[Estate]:
     """The journals of dead workers, each locked for us; release it before asking for the next."""
-    for lock in sorted(folder.glob(f"*{LOCK}")):
-        if lock.name == own_name + LOCK:
-            continue
-        try:
-            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
+    for lock, fd in _locks_of_others(folder, own_name):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between our open and our lock another worker may have finished with it.
@@ -105,13 +99,7 @@ def find_estates(folder: Path, own_name: str) -> Iterator[Estate]:
 def find_dead(folder: Path, own_name: str) -> set[str]:
     """The journals whose workers are dead and whose bills are not finished, whoever is at it."""
     dead = set()
-    for lock in folder.glob(f"*{LOCK}"):
-        if lock.name == own_name + LOCK:
-            continue
-        try:
-            fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
+    for lock, fd in _locks_of_others(folder, own_name):
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             is_dead = lock.exists()
@@ -122,6 +110,18 @@ def find_dead(folder: Path, own_name: str) -> set[str]:
         if is_dead:
             dead.add(lock.name.removesuffix(LOCK))
     return dead
+
+
+def _locks_of_others(folder: Path, own_name: str) -> Iterator[tuple[Path, int]]:
+    """Each with a descriptor of its own, which is the caller's to close."""
+    for lock in sorted(folder.glob(f"*{LOCK}")):
+        if lock.name == own_name + LOCK:
+            continue
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # another heir has finished with it
+            continue
+        yield lock, fd
 
 
 def segment_paths(folder: Path, name: str) -> list[Path]:

@@ -10,7 +10,6 @@ on the operator's bill.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast
@@ -25,6 +24,7 @@ from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.provider_keys import CHANNEL, MAX_ROWS, SealedKey, read_all, read_state
 from proxy.storage.rotation import provider_key_place
 from proxy.storage.sealing import CannotOpen, Sealed, seal, unseal
+from proxy.storage.snapshots import keep_fresh
 from proxy.storage.vault import Vault
 from proxy.upstream.accounts import Account
 from proxy.upstream.elsewhere import Elsewhere
@@ -95,7 +95,10 @@ class OwnKeys:
         if self._refresher is not None:
             return
         await self._db.listen(CHANNEL, self._on_notice)
-        self._refresher = asyncio.create_task(self._keep_fresh(), name="provider keys")
+        freshness = keep_fresh(
+            self.refresh, self._heard, self._poll_seconds, self._failed, settle_seconds=SETTLE_SECONDS
+        )
+        self._refresher = asyncio.create_task(freshness, name="provider keys")
 
     async def close(self) -> None:
         if self._refresher is not None:
@@ -221,19 +224,10 @@ class OwnKeys:
         self._reload = True
         self._heard.set()
 
-    async def _keep_fresh(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
-                    await self._heard.wait()
-                    await asyncio.sleep(SETTLE_SECONDS)
-            try:
-                await self.refresh()
-            except Unavailable:
-                self.failures_total += 1
-            except Exception:
-                self.failures_total += 1
-                log.exception("The provider keys could not be read; the next poll tries again.")
+    def _failed(self, error: Exception) -> None:
+        self.failures_total += 1
+        if not isinstance(error, Unavailable):
+            log.error("The provider keys could not be read; the next poll tries again.", exc_info=error)
 
 
 def host_of(api_base: str) -> str:
