@@ -1,0 +1,54 @@
+"""What may stand behind the question mark of a page that lists: each name once, nothing unknown, nothing endless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+
+from proxy.errors import CallerError
+
+MAX_VALUE_CHARS = 300
+
+
+class Parameters:
+    """The parameters of a request. Every mistake is a CallerError 400 that names its parameter."""
+
+    def __init__(self, request: Request, known: Sequence[str]) -> None:
+        self._said: dict[str, str] = {}
+        for name, value in request.query_params.multi_items():
+            if name not in known:
+                raise wrong(name[:64], f"is not known here; there are {', '.join(known)}")
+            if name in self._said:
+                raise wrong(name, "is given twice")
+            if not value or "\0" in value or len(value) > MAX_VALUE_CHARS:
+                raise wrong(name, f"must have 1 to {MAX_VALUE_CHARS} characters, none of them NUL")
+            self._said[name] = value
+
+    def text(self, name: str) -> str | None:
+        return self._said.get(name)
+
+    def whole(self, name: str, low: int, high: int) -> int | None:
+        text = self._said.get(name)
+        if text is None:
+            return None
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise wrong(name, f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    def moment(self, name: str) -> datetime | None:
+        """In UTC unless it says otherwise."""
+        text = self._said.get(name)
+        if text is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise wrong(name, "must be a time like 2026-11-23T14:00:00Z") from None
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def wrong(name: str, why: str) -> CallerError:
+    shown = name.encode("unicode_escape").decode()
+    return CallerError(f"The parameter {shown} {why}.", code="invalid_value", param=name)
