@@ -71,6 +71,14 @@ async def test_a_row_that_was_changed_is_found(db: Database, database_dsn: str, 
     assert (await verify_chain(db)).broken_at == 3
 
 
+@pytest.mark.parametrize("seq", [0, -7])
+async def test_a_row_before_the_first_is_found(db: Database, database_dsn: str, seq: int) -> None:
+    await write(db, 2)
+    forged = "INSERT INTO strata.audit (seq, actor, action, object, prev_hash, hash) OVERRIDING SYSTEM VALUE"
+    await run_sql(database_dsn, f"{forged} VALUES ({seq}, 'cli:eve', 'key.create', 'k', '', '')")
+    assert (await verify_chain(db)).broken_at == 1
+
+
 async def tamper(dsn: str, sql: str) -> None:
     """As the owner can, who may do all."""
     await run_sql(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from proxy.admission.accounts.passwords import MAX_WAITING, Passwords, check_new
+from proxy.admission.accounts.passwords import AT_ONCE, MAX_WAITING, Passwords, check_new
 from proxy.errors import CallerError, GatewayFault
 
 GOOD = "correct horse battery"
@@ -52,6 +53,32 @@ async def test_a_flood_is_refused_and_the_rest_gets_its_turn() -> None:
     assert len(refused) == 3
     assert {(fault.status, fault.code) for fault in refused} == {(503, "gateway_overloaded")}
     assert await passwords.hash(GOOD)
+
+
+async def test_who_leaves_takes_no_place_from_the_bound_on_threads() -> None:
+    """A thread cannot be stopped: while it works, its place is taken."""
+    running, most = 0, 0
+    release = threading.Event()
+
+    def work() -> bool:
+        nonlocal running, most
+        running = running + 1
+        most = max(most, running)
+        release.wait(20)
+        running = running - 1
+        return True
+
+    passwords = Passwords()
+    asked = [asyncio.create_task(passwords._take_turn(work)) for _ in range(6)]
+    await asyncio.sleep(0.1)
+    for one in asked:
+        one.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    last = asyncio.create_task(passwords._take_turn(work))
+    await asyncio.sleep(0.1)
+    release.set()
+    assert await last
+    assert most == AT_ONCE
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ async def test_the_wait_doubles_up_to_its_longest_and_a_right_password_ends_it(d
         waits.append(row["w"])
         await db.execute("UPDATE strata.login_attempts SET blocked_until = now() WHERE blocked_until IS NOT NULL")
     assert waits == [None, None, 1, 2, 4, 5, 5]
-    await forgive(db, [one[0].digest])
+    await forgive(db, one[0], one[1:])
     assert await take_attempt(db, one) == 0
     await db.execute("UPDATE strata.login_attempts SET last_at = now() - interval '2 days'")
     await forget_attempts(db)

@@ -67,6 +67,19 @@ async def test_every_reason_reads_the_same_and_costs_the_same_hashing(db: Databa
     assert work == [1, 1, 1, 1]
 
 
+async def test_the_right_password_never_counts_as_a_guess_and_wipes_out_nobodys_guesses(db: Database) -> None:
+    door = signing_in(db)
+    await door.register_first("ann@example.com", GOOD, "", "127.0.0.1")
+    for _ in range(4):
+        with pytest.raises(Unauthenticated):
+            await door.log_in("ann@example.com", "wrong", "203.0.113.9")
+    for _ in range(60):
+        assert await door.log_in("ann@example.com", GOOD, "198.51.100.7")
+    rows = await db.fetch("SELECT failures FROM strata.login_attempts ORDER BY failures DESC")
+    # four guesses at the account, from that address, and of both together; register_first's own attempt
+    assert [row["failures"] for row in rows if row["failures"]] == [5, 4, 4, 1]
+
+
 async def test_guessing_is_slowed_down_for_those_who_exist_and_those_who_do_not(db: Database) -> None:
     door = signing_in(db)
     await door.register_first("ann@example.com", GOOD, "", "127.0.0.1")

@@ -46,6 +46,10 @@ READ_BATCH = """
 """
 
 
+LOWEST = -(2**63)
+"""Rows are numbered from 1; one with a lower number is somebody's forgery, and must be met."""
+
+
 class Verdict(NamedTuple):
     """Of the chain. `broken_at`: the first row that is not as it was written, or that another should come before."""
 
@@ -58,12 +62,13 @@ class Verdict(NamedTuple):
 
 async def verify_chain(db: Database, known_head: str | None = None) -> Verdict:
     """Walks it from its first row. That rows are missing at its end shows only to who knows a hash of them."""
-    seq, head, held = 0, b"", None if known_head is None else False
-    while batch := await db.fetch(READ_BATCH, seq, BATCH, timeout_seconds=10.0):
+    seq, head, held, after = 0, b"", None if known_head is None else False, LOWEST
+    while batch := await db.fetch(READ_BATCH, after, BATCH, timeout_seconds=10.0):
         for row in batch:
             if row["seq"] != seq + 1 or row["prev_hash"] != head or not row["is_own"]:
                 return Verdict(seq, head.hex(), seq + 1, held)
-            seq, head = row["seq"], row["hash"]
+            seq = after = row["seq"]
+            head = row["hash"]
             held = held or (None if known_head is None else head.hex() == known_head.strip().lower())
     return Verdict(seq, head.hex(), None, held)
 

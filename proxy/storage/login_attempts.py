@@ -60,13 +60,20 @@ async def take_attempt(db: Database, subjects: Sequence[Subject]) -> float:
         return 0.0
 
 
-FORGIVE = "DELETE FROM strata.login_attempts WHERE subject = ANY($1)"
+# To its own pair of account and address all is forgiven; to the account and to the address this one attempt: what an
+# attacker has failed there is not the owner's to wipe out.
+FORGIVE = "DELETE FROM strata.login_attempts WHERE subject = $1"
+GIVE_BACK = """
+    UPDATE strata.login_attempts SET failures = greatest(failures - 1, 0) WHERE subject = ANY($1)
+"""
 FORGET_ATTEMPTS = "DELETE FROM strata.login_attempts WHERE last_at < now() - interval '1 day'"
 
 
-async def forgive(db: Database, digests: Sequence[bytes]) -> None:
-    """The password was right."""
-    await db.execute(FORGIVE, list(digests))
+async def forgive(db: Database, pair: Subject, others: Sequence[Subject]) -> None:
+    """The password was right: the attempt was none. `pair`: the account from this address."""
+    async with db.transaction() as connection:
+        await connection.execute(FORGIVE, pair.digest)
+        await connection.execute(GIVE_BACK, [other.digest for other in others])
 
 
 async def forget_attempts(db: Database) -> None:

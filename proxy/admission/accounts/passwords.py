@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import unicodedata
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -38,7 +38,8 @@ class Passwords:
     def __init__(self, entropy: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._entropy = entropy
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._hashing: set[asyncio.Task[Any]] = set()
+        """Those that run and those that wait."""
         self._nobodys = ""
         self.hashed_total = 0
 
@@ -58,20 +59,23 @@ class Passwords:
         return kdf.derive_phc_encoded(password)
 
     async def _take_turn(self, work: Callable[[], T]) -> T:
-        if self._waiting >= MAX_WAITING:
+        if len(self._hashing) >= MAX_WAITING:
             raise GatewayFault(
                 "Too many people are signing in at this moment; try again in a second.",
                 code="gateway_overloaded",
                 error_type="gateway_overloaded",
                 headers={"retry-after": "1"},
             )
-        self._waiting += 1
-        try:
-            async with self._turns:
-                self.hashed_total += 1
-                return await asyncio.to_thread(work)
-        finally:
-            self._waiting -= 1
+        # A task of its own: a thread goes on when its client has left, and must keep its place among the few
+        hashing = asyncio.create_task(self._hash_in_turn(work), name="password")
+        self._hashing.add(hashing)
+        hashing.add_done_callback(self._hashing.discard)
+        return await asyncio.shield(hashing)
+
+    async def _hash_in_turn(self, work: Callable[[], T]) -> T:
+        async with self._turns:
+            self.hashed_total += 1
+            return await asyncio.to_thread(work)
 
 
 def check_new(password: str, email: str = "") -> None:

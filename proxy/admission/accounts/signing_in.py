@@ -62,7 +62,7 @@ class SigningIn:
         right = await self._passwords.verify(password, account.password_hash if account else None)
         if account is None or not right or account.disabled:
             raise Unauthenticated("The e-mail address or the password is wrong.", code="wrong_credentials")
-        await forgive(self._database, [subjects[0].digest])
+        await forgive(self._database, subjects[0], subjects[1:])
         return await self._open(account.id)
 
     async def register_first(self, email: str, password: str, name: str, address: str) -> Account:
