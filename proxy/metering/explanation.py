@@ -183,9 +183,14 @@ def _attempts(detail: Detail, bill: Sequence[Row]) -> Iterable[Tried]:
         yield _tried(one, row, one.started_ms, duration)
     for number, row in rows.items():
         said = AttemptDetail(
-            number, row["deployment"], row["provider"], row["status"], row["outcome"], dispatched=number > 0,
+            number,
+            row["deployment"],
+            row["provider"],
+            row["status"],
+            row["outcome"],
+            dispatched=number > 0,
             own_key=row.get("provider_key_id") or "",
-        )  # fmt: skip
+        )
         yield _tried(said, row, None, row["duration_ms"])
 
 
