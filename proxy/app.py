@@ -15,19 +15,21 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
-import msgspec
 from starlette.types import ASGIApp
 
+from proxy.admission.accounts.issuers import believed
+from proxy.admission.accounts.passwords import Passwords
+from proxy.admission.accounts.people import People
+from proxy.admission.accounts.signing_in import SigningIn
+from proxy.admission.accounts.tokens import Tokens
 from proxy.admission.bindings import Bindings
 from proxy.admission.budgets import Budgets
+from proxy.admission.counting import turns_by
 from proxy.admission.gate import Gate
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.admission.sharing import Shared
-from proxy.admission.strict import Strict
-from proxy.admission.turns import Turns
-from proxy.config import Config, Provider, Server
-from proxy.config.presets import SIM_API_BASE
+from proxy.config import Config, Server
 from proxy.edge.chat import Chat
 from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.site import site
@@ -40,16 +42,25 @@ from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
 from proxy.metering.shipper import Shipper
 from proxy.pages import pages
-from proxy.rounds import DATABASE_RETRY_SECONDS, Rounds, find_named, keep_partitions, measure_budgets, write_price_lines
+from proxy.rounds import (
+    DATABASE_RETRY_SECONDS,
+    Rounds,
+    find_named,
+    forget_people,
+    keep_partitions,
+    measure_budgets,
+    write_price_lines,
+)
 from proxy.routing.pace import Pace
 from proxy.routing.plan import Router
 from proxy.routing.resting import Resting
-from proxy.sim.server import SimServer
+from proxy.sim.server import SimServer, located
 from proxy.storage.budgets import CHANNEL
 from proxy.storage.migrations import migrate
 from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.redis import Redis
 from proxy.storage.root import WrongMasterKey, unlock
+from proxy.storage.sessions import CHANNEL as PEOPLE
 from proxy.storage.vault import Vault
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
@@ -102,7 +113,8 @@ class Gateway:
         self.bindings = Bindings(self.database, config.budgets, changed=lambda all_: self.gate.bind_everybody(all_))
         limits = Limits(config.limits)
         self.redis = Redis(config.redis) if config.redis.url else None
-        self.turns = _turns(config, limits, self.redis, worker)
+        self.turns = turns_by(config.redis, limits, self.redis, worker)
+        self._admit_people()
         self.gate = Gate(
             self.keyring,
             limits,
@@ -110,6 +122,7 @@ class Gateway:
             prefix=config.keys.prefix,
             master_key=config.auth.master_key,
             everybody=self.bindings.everybody,
+            people=self.people,
         )
         self.prices = PriceBook(config.prices)
         self.history = History(self.database, config.history)
@@ -132,6 +145,22 @@ class Gateway:
         self.database_ready = asyncio.Event()
         self.quit: Callable[[], None] = lambda: None
 
+    def _admit_people(self) -> None:
+        """What is derived for them follows the vault, to whom the database may say late what from."""
+        auth = self.config.auth
+        self.tokens = Tokens(lambda: self.vault.derive("people/tokens"))
+        verifiers, self.published_keys = believed(auth, self.tokens)
+        may_appear = auth.registration != "closed"
+        self.people = People(self.database, verifiers, auth.issuer, may_appear=may_appear)
+        self.signing_in = SigningIn(
+            self.database,
+            Passwords(),
+            self.tokens,
+            lambda: self.vault.derive("people/log-ins"),
+            session_ttl_seconds=auth.session_ttl_seconds,
+            registration=auth.registration,
+        )
+
     async def start(self) -> None:
         """Everything that listens, fetches or writes. Returns before Postgres is there if it is away."""
         # What is loaded now stays for good: the collector need not walk it again, nor run every few requests.
@@ -140,7 +169,7 @@ class Gateway:
         gc.set_threshold(50_000, 20, 50)
         port = await self.sim.start()
         for provider in self.config.providers.values():
-            self.accounts[provider.name] = Account(_reachable(provider, port))
+            self.accounts[provider.name] = Account(located(provider, port))
         relay = Relay(
             self.accounts,
             self.meter,
@@ -167,7 +196,7 @@ class Gateway:
             full_headers=self.config.server.response_headers == "full",
         )
         self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))
-        self._share_limits()
+        self._start_rounds()
         self.journal.open()
         self.journal.start()
         self.shipper.start()
@@ -179,16 +208,19 @@ class Gateway:
             ("alerts", self._with_database(self._watch)),
             ("partitions", self._with_database(lambda: keep_partitions(self.database))),
             ("budgets", self._with_database(lambda: measure_budgets(self.database, self.metrics))),
+            ("sessions", self._with_database(lambda: forget_people(self.database))),
             ("price lines", self._with_database(lambda: write_price_lines(self.prices, self.database))),
         ):
             self.rounds.start(name, work)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.database_ready.wait(), DATABASE_RETRY_SECONDS)
 
-    def _share_limits(self) -> None:
+    def _start_rounds(self) -> None:
         if self.redis is not None and isinstance(self.turns, Shared):
             self.redis.start()
             self.rounds.start("limits", self.turns.run)
+        if self.published_keys is not None:
+            self.rounds.start("signing keys", self.published_keys.run)
         if self.turns.limits.named:
             self.rounds.start("limit names", self._with_database(lambda: find_named(self.database, self.gate)))
 
@@ -208,6 +240,8 @@ class Gateway:
         await self.files.close()
         await self.sim.close()
         await self.rounds.stop()
+        if self.published_keys is not None:
+            await self.published_keys.close()
         await self.history.close()
         with contextlib.suppress(GatewayFault):
             await self.prices.write_new_lines(self.database)
@@ -241,6 +275,7 @@ class Gateway:
                 await self.keyring.start()
                 await self.budgets.start()
                 await self.database.listen(CHANNEL, self._hear_of_budgets)
+                await self.database.listen(PEOPLE, self.people.forget)
             except Unavailable:
                 log.warning("the database is away; trying again in %s s", DATABASE_RETRY_SECONDS)
                 await asyncio.sleep(DATABASE_RETRY_SECONDS)
@@ -339,13 +374,6 @@ class Gateway:
             log.warning("deployment %s rests: %s", deployment, reason)
 
 
-def _turns(config: Config, limits: Limits, redis: Redis | None, worker_id: str) -> Turns:
-    if redis is None:
-        return Turns(limits)
-    kind = Strict if config.redis.limits == "strict" else Shared
-    return kind(limits, redis, worker_id, prefix=config.redis.prefix)
-
-
 def _door(server: Server) -> Door:
     return Door(
         max_body_bytes=server.max_body_bytes,
@@ -355,14 +383,3 @@ def _door(server: Server) -> Door:
         write_timeout_seconds=server.write_timeout_seconds,
         keepalive_seconds=server.keepalive_seconds,
     )
-
-
-def is_simulated(provider: Provider) -> bool:
-    return provider.api_base == SIM_API_BASE
-
-
-def _reachable(provider: Provider, sim_port: int) -> Provider:
-    """The simulated provider lives in this process, at an address known only now."""
-    if is_simulated(provider):
-        return msgspec.structs.replace(provider, api_base=f"http://127.0.0.1:{sim_port}/v1")
-    return provider

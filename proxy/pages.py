@@ -11,12 +11,15 @@ from starlette.routing import Route
 
 from proxy.edge.alerts import AlertsPage
 from proxy.edge.audit import AuditPage
+from proxy.edge.auth import AuthPage
 from proxy.edge.callers import Callers
+from proxy.edge.invitations import InvitationsPage
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
 from proxy.edge.prices import PricesPage
 from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.requests import Requests
+from proxy.edge.users import UsersPage
 from proxy.metering.price_list import listed
 from proxy.storage.alerts import last_alerts
 from proxy.storage.audit import note
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 def pages(gateway: Gateway) -> list[Route]:
     """The routes; nothing of the gateway is called before a request comes."""
     config, prices, database = gateway.config, gateway.prices, gateway.database
-    callers = Callers(gateway.gate)
+    callers = Callers(gateway.gate, gateway.tokens)
     models = Models(
+        callers,
         gateway.gate,
         gateway.router,
         started_at=int(time.time()),
@@ -50,6 +54,11 @@ def pages(gateway: Gateway) -> list[Route]:
     routes = [
         Route("/api/alerts", alerts.show),
         Route("/api/audit", AuditPage(callers, database).list),
+        *account_routes(
+            AuthPage(callers, gateway.signing_in, gateway.tokens, database, config.auth),
+            UsersPage(callers, database),
+            InvitationsPage(callers, database),
+        ),
         *provider_key_routes(own),
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
@@ -64,6 +73,27 @@ def pages(gateway: Gateway) -> list[Route]:
     if config.metrics.enabled:
         routes.append(Route(config.metrics.path, ops.metrics))
     return routes
+
+
+def account_routes(auth: AuthPage, users: UsersPage, invitations: InvitationsPage) -> list[Route]:
+    return [
+        Route("/auth/register", auth.register, methods=["POST"]),
+        Route("/auth/login", auth.log_in, methods=["POST"]),
+        Route("/auth/refresh", auth.refresh, methods=["POST"]),
+        Route("/auth/logout", auth.log_out, methods=["POST"]),
+        Route("/auth/me", auth.me),
+        Route("/auth/password", auth.password, methods=["POST"]),
+        Route("/api/users", users.list),
+        Route("/api/users/{id}", users.show),
+        Route("/api/users/{id}", users.change, methods=["PATCH"]),
+        Route("/api/users/{id}/logout", users.sign_out, methods=["POST"]),
+        Route("/api/teams", users.list_teams),
+        Route("/api/teams", users.create_team, methods=["POST"]),
+        Route("/api/teams/{id}", users.rename_team, methods=["PATCH"]),
+        Route("/api/invitations", invitations.list),
+        Route("/api/invitations", invitations.create, methods=["POST"]),
+        Route("/api/invitations/{id}", invitations.revoke, methods=["DELETE"]),
+    ]
 
 
 def provider_key_routes(page: ProviderKeysPage) -> list[Route]:

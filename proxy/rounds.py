@@ -16,7 +16,9 @@ from proxy.errors import GatewayFault
 from proxy.metering.prices import PriceBook
 from proxy.storage.budget_settings import find_subjects, list_budgets
 from proxy.storage.ledger import make_partitions
+from proxy.storage.login_attempts import forget_attempts
 from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.sessions import forget_sessions
 from proxy.telemetry.metrics import Metrics
 
 DATABASE_RETRY_SECONDS = 2.0
@@ -24,6 +26,7 @@ PARTITION_SECONDS = 86_400.0
 PRICE_LINES_SECONDS = 0.5
 BUDGET_GAUGE_SECONDS = 10.0
 NAMES_SECONDS = 5.0
+FORGET_SECONDS = 3_600.0
 
 log = logging.getLogger("strata.app")
 
@@ -72,6 +75,15 @@ async def write_price_lines(prices: PriceBook, database: Database) -> None:
         with contextlib.suppress(GatewayFault):
             await prices.write_new_lines(database)
         await asyncio.sleep(PRICE_LINES_SECONDS)
+
+
+async def forget_people(database: Database) -> None:
+    """Sessions that ended by themselves and attempts of yesterday, every hour."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            await forget_sessions(database)
+            await forget_attempts(database)
+        await asyncio.sleep(FORGET_SECONDS)
 
 
 async def find_named(database: Database, gate: Gate) -> None:

@@ -156,11 +156,18 @@ class Gateway:
         key: str = msgspec.json.decode(made.stdout)["key"]
         return key
 
-    def strata(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command on this gateway's configuration and data."""
+    def strata(self, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs a command on this gateway's configuration and data. `typed`: its standard input."""
         command = self._command(*words)
         return subprocess.run(
-            command, cwd=ROOT, env=self._environment(), capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=ROOT,
+            env=self._environment(),
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     def get(self, path: str, key: str = "") -> tuple[int, bytes]:

@@ -9,6 +9,7 @@ import pytest
 from starlette.requests import Request
 from starlette.routing import Route
 
+from proxy.admission.accounts.tokens import Tokens
 from proxy.app import CHAT_PATHS, Gateway
 from proxy.config.load import load
 from proxy.edge.access import ACCESS, Access
@@ -19,6 +20,7 @@ from proxy.pages import pages
 from proxy.telemetry.logs import RequestLog
 from tests.access import TARGET, table
 
+TOKENS = Tokens(lambda: bytes(32))
 ROLES = ("key", "viewer", "member", "admin")
 
 
@@ -48,7 +50,7 @@ def test_the_document_is_the_table() -> None:
 
 @pytest.mark.parametrize("access", ACCESS, ids=[f"{access.method} {access.path}" for access in ACCESS])
 async def test_everybody_gets_what_the_table_says(access: Access) -> None:
-    callers = Callers(Admits())  # type: ignore[arg-type]  # all that is asked of the gate
+    callers = Callers(Admits(), TOKENS)  # type: ignore[arg-type]  # all that is asked of the gate
     for role in ROLES:
         admitted = await admitted_as(callers, access, role)
         assert admitted == (200 if getattr(access, role) != "no" else 403)

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from proxy.admission.accounts.tokens import Tokens
 from proxy.config import Provider, Secret
 from proxy.edge.callers import Callers
 from proxy.edge.provider_keys import ProviderKeysPage
@@ -69,7 +70,7 @@ class House:
         self.accounts = {one.name: Account(one) for one in (provider, bare, signed, claude)}
         self.own_keys = OwnKeys(db, vault, self.accounts, Elsewhere(lookup=self._look_up))
         page = ProviderKeysPage(
-            Callers(Admits()),  # type: ignore[arg-type]  # all that is asked of the gate
+            Callers(Admits(), Tokens(lambda: bytes(32))),  # type: ignore[arg-type]  # all that is asked of the gate
             db,
             self.own_keys,
             self.accounts,

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.storage.login_attempts import Subject, forget_attempts, forgive, take_attempt
 from proxy.storage.postgres import Database
-from proxy.storage.sessions import CHANNEL, end_all_sessions, end_session, forget_sessions, open_session, rotate
+from proxy.storage.sessions import CHANNEL, end_all_sessions, forget_sessions, open_session, rotate, sign_out
 
 
 def digest(text: str) -> bytes:
@@ -67,7 +67,7 @@ async def test_logging_out_ends_one_session_and_everywhere_ends_all(db: Database
     user_id = await new_user(db)
     for name in ("a", "b", "c"):
         session_id = await begin(db, user_id, name)
-    await end_session(db, session_id)
+    await sign_out(db, session_id, None, everywhere=False)
     assert (await rotate(db, digest("c"), digest("c2"))).outcome == "refused"
     assert (await rotate(db, digest("a"), digest("a2"))).outcome == "ok"
     async with db.transaction() as connection:
@@ -100,7 +100,7 @@ async def test_what_changes_who_somebody_is_is_announced(db: Database) -> None:
     await db.listen(CHANNEL, heard.put_nowait)
     assert await asyncio.wait_for(heard.get(), 10) == ""
     await db.execute("UPDATE strata.users SET name = 'Ann'")
-    await end_session(db, session_id)
+    await sign_out(db, session_id, None, everywhere=False)
     assert await asyncio.wait_for(heard.get(), 10) == user_id
     await db.execute("UPDATE strata.users SET role = 'viewer'")
     assert await asyncio.wait_for(heard.get(), 10) == user_id

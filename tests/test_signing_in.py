@@ -17,7 +17,9 @@ GOOD = "correct horse battery"
 
 
 def signing_in(db: Database, passwords: Passwords | None = None) -> SigningIn:
-    return SigningIn(db, passwords or Passwords(), Tokens(bytes(32)), bytes(32), session_ttl_seconds=3600.0)
+    return SigningIn(
+        db, passwords or Passwords(), Tokens(lambda: bytes(32)), lambda: bytes(32), session_ttl_seconds=3600.0
+    )
 
 
 async def test_of_twenty_who_register_at_once_one_is_the_admin(db: Database) -> None:
@@ -34,8 +36,8 @@ async def test_a_session_goes_on_by_its_refresh_tokens_and_ends_when_one_is_used
     door = signing_in(db)
     admin = await door.register_first("Ann@example.com", GOOD, "Ann", "127.0.0.1")
     first = await door.log_in("ann@EXAMPLE.com", GOOD, "127.0.0.1")
-    said = await Verifiers([Tokens(bytes(32)).verifier()]).verify(first.access_token.encode())
-    assert (said.subject, said.all["sid"]) == (admin.id, first.session_id)
+    said = await Verifiers([Tokens(lambda: bytes(32)).verifier()]).verify(first.access_token.encode())
+    assert (said.subject, said.all["sid"]) == (admin.user_id, first.session_id)
     second = await door.refresh(first.refresh_token)
     for token in (first.refresh_token, second.refresh_token, first.access_token, ""):
         with pytest.raises(Unauthenticated) as caught:

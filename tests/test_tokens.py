@@ -63,7 +63,7 @@ class World:
         self.issuer = issuer
         self.now = 1000.0
         self.keys = PublishedKeys(url, lambda: http, lambda: self.now)
-        self.tokens = Tokens(bytes(range(32)))
+        self.tokens = Tokens(lambda: bytes(range(32)))
         outside = Verifier(ISSUER, "strata", self.keys)
         project = Verifier(PROJECT, "authenticated", SharedSecret(LEGACY), supabase=True)
         self.verifiers = Verifiers([self.tokens.verifier(), outside, project])
@@ -249,7 +249,7 @@ async def test_our_own_tokens_are_believed_by_their_key_only(world: World) -> No
     token = world.tokens.access(PERSON, "s", 3, time.time())
     found = await world.verifiers.verify(token.encode())
     assert (found.subject, found.all["sid"], found.all["ver"]) == (PERSON, "s", 3)
-    assert await world.refused(Tokens(bytes(32)).access(PERSON, "s", 3, time.time())) == "invalid_token"
+    assert await world.refused(Tokens(lambda: bytes(32)).access(PERSON, "s", 3, time.time())) == "invalid_token"
     assert await world.refused(world.tokens.access(PERSON, "s", 3, time.time() - 1000)) == "token_expired"
 
 
@@ -262,7 +262,7 @@ def test_a_refresh_token_is_read_back_and_anything_else_is_not() -> None:
 
 
 def test_the_token_against_forged_requests_is_one_sessions() -> None:
-    tokens = Tokens(bytes(32))
+    tokens = Tokens(lambda: bytes(32))
     assert tokens.same_forgery("s", tokens.forgery("s"))
-    for wrong in ("", tokens.forgery("t"), "é", "\ud800", Tokens(bytes(31) + b"x").forgery("s")):
+    for wrong in ("", tokens.forgery("t"), "é", "\ud800", Tokens(lambda: bytes(31) + b"x").forgery("s")):
         assert not tokens.same_forgery("s", wrong)

@@ -1,5 +1,5 @@
 """
-From the headers of a request to its caller: which key, whether it lives, which models, which limits bind it.
+From the headers of a request to its caller: which key or person, whether it lives, which models, which limits bind it.
 
 Digest first, questions later: a key that is known costs one HMAC and two dictionary look-ups. What came instead (junk,
 another gateway's key, a provider's) is only asked once nothing was found, for the sake of the message.
@@ -17,12 +17,14 @@ from operator import attrgetter
 import msgspec
 
 from proxy.admission import keys
+from proxy.admission.accounts.people import People
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits, Who
 from proxy.config import Secret
 from proxy.errors import CallerError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
 from proxy.storage.keys import KeyRow
+from proxy.storage.people import PersonRow
 from proxy.storage.vault import split_keys
 
 MASTER = Caller(key_id="00000000-0000-0000-0000-000000000000", name="master", display="master key", role="admin")
@@ -56,6 +58,7 @@ class Gate:
         prefix: str = keys.PREFIX,
         master_key: Secret | None = None,
         everybody: tuple[Budget, ...] = (),
+        people: People | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._keyring = keyring
@@ -65,8 +68,9 @@ class Gate:
         self._prefix_bytes = prefix.encode()
         self._master_keys = [key.encode() for key in split_keys(master_key.reveal())] if master_key else []
         """Several during a rotation; each is as good as the other until it is taken out."""
+        self._people = people
         self._wall_clock = wall_clock
-        self._callers: dict[str, tuple[KeyRow, Caller]] = {}
+        self._callers: dict[str, tuple[KeyRow | PersonRow, Caller]] = {}
         self._everybody: tuple[Budget, ...] = ()
         self._master = MASTER
         self.bind_everybody(everybody)
@@ -99,12 +103,17 @@ class Gate:
         that is known. Raises Unauthenticated, CallerError (`ambiguous_credentials`) or, if Postgres is away and only it
         could tell, Unavailable.
         """
-        token = credential(credentials)
+        return await self.admit_token(credential(credentials))
+
+    async def admit_token(self, token: bytes | None) -> Caller:
+        """Like `admit`, for what was found."""
         if token is None:
             raise Unauthenticated(
                 f'No API key. Send "Authorization: Bearer {self._prefix}…"; make one with: strata keys create NAME',
                 code="missing_api_key",
             )
+        if token.startswith(b"eyJ") and token.count(b".") == 2 and self._people is not None:
+            return self._as_person(await self._people.find(token))
         if len(token) > MAX_KEY_BYTES:
             raise self._unknown(token)
         digest = keys.digest(token, self._pepper)
@@ -135,9 +144,25 @@ class Gate:
                 error_type="policy_model_denied",
             )
 
+    def _as_person(self, row: PersonRow) -> Caller:
+        """What each key is held to binds a person without a key, too: nobody gets around it by signing in."""
+        known = self._callers.get(row.id)
+        if known is not None and known[0] == row:
+            return known[1]
+        limits = self._limits.of(row.id, "", row.id, row.team_id, rpm=None, tpm=None, max_parallel=None)
+        caller = Caller(
+            key_id=row.id,
+            name=row.name,
+            display="",
+            limits=limits,
+            budgets=self._bound(row.budgets),
+            user_id=row.id,
+            team_id=row.team_id,
+            role=row.role,
+        )
+        return self._keep(row, caller)
+
     def _remember(self, row: KeyRow) -> Caller:
-        # What a key says of everybody's budgets is as old as the key's last change.
-        own = [budget for budget in row.budgets if budget.scope != "global"]
         caller = Caller(
             key_id=row.id,
             name=row.name,
@@ -149,10 +174,18 @@ class Gate:
                 tpm=row.tpm,
                 max_parallel=row.max_parallel,
             ),
-            budgets=tuple(sorted((*own, *self._everybody), key=attrgetter("id"))),
+            budgets=self._bound(row.budgets),
             user_id=row.user_id,
             team_id=row.team_id,
         )
+        return self._keep(row, caller)
+
+    def _bound(self, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        # What a row says of everybody's budgets is as old as its last change.
+        own = [budget for budget in budgets if budget.scope != "global"]
+        return tuple(sorted((*own, *self._everybody), key=attrgetter("id")))
+
+    def _keep(self, row: KeyRow | PersonRow, caller: Caller) -> Caller:
         if len(self._callers) >= MAX_CALLERS:
             del self._callers[next(iter(self._callers))]
         self._callers[row.id] = (row, caller)

@@ -11,31 +11,7 @@ from typing import Literal
 
 import msgspec
 
-
-class Secret:
-    """A value that must not be printed. `reveal()` is called in the two places that put it on a wire."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret(…{self._value[-4:]})" if len(self._value) >= 12 else "Secret(…)"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+from proxy.config.secret import Secret as Secret
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,8 +42,28 @@ class Database(Struct, frozen=True, kw_only=True):
     pool: int = 4
 
 
+class Issuer(Struct, frozen=True, kw_only=True):
+    """Somebody whose tokens say who people are: a Supabase project, or any OpenID Connect issuer."""
+
+    issuer: str
+    audience: str
+    jwks_url: str = ""
+    jwt_secret: Secret | None = None
+    """Signs in place of published keys (HS256): projects that have not moved on."""
+    supabase: bool = False
+    email_claim: str = "email"
+    role_claim: str = ""
+    """Where in a token these two stand, with dots between the levels; "": they are set here."""
+    team_claim: str = ""
+
+
 class Auth(Struct, frozen=True, kw_only=True):
+    mode: Literal["local", "supabase", "jwt"] = "local"
     master_key: Secret | None = None
+    registration: Literal["first", "invite", "open", "closed"] = "invite"
+    session_ttl_seconds: float = 43_200.0
+    issuer: Issuer | None = None
+    """None: people have a password here."""
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):

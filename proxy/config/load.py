@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.config import (
-    Auth,
     Config,
     Database,
     History,
@@ -31,6 +30,7 @@ from proxy.config import (
     Timeouts,
 )
 from proxy.config.alerts import read_alerts
+from proxy.config.auth import read_auth
 from proxy.config.budgets import read_budgets
 from proxy.config.keys import read_keys
 from proxy.config.limits import read_limits, read_redis
@@ -42,8 +42,6 @@ from proxy.config.quantities import boolean, choice, duration, integer, secret, 
 from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
 from proxy.config.references import Resolver
 from proxy.config.yaml import MAX_BYTES, Entry, MappingNode, Node, ScalarNode, is_null, parse
-
-MIN_MASTER_KEY = 32
 
 
 def postgres_url(node: Node) -> object:
@@ -79,7 +77,6 @@ _DATABASE: Keys = {
     "listen_url": Key("listen_url", postgres_url),
     "pool": Key("pool", integer(1, 1_000)),
 }
-_AUTH: Keys = {"master_key": Key("master_key", secret)}
 _DEFAULTS: Keys = {**TIMEOUTS, "num_retries": NUM_RETRIES}
 _REST: Keys = {
     "allowed_fails": Key("allowed_fails", integer(1, 1_000_000)),
@@ -224,8 +221,7 @@ def _build(
         url = child(sections.get("database"), name)
         if isinstance(url, ScalarNode) and "@" in url.text and ":" in url.text.partition("://")[2].rpartition("@")[0]:
             flag_inline_secret(url, f"database.{name}", variable, report)
-    auth = fields("auth", _AUTH)
-    _check_master_key(auth, child(sections.get("auth"), "master_key"), report, new_secret)
+    auth = read_auth(sections.get("auth"), report, new_secret)
     server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
     history, remote_files = fields("history", _HISTORY), fields("remote_files", _REMOTE_FILES)
     keys = read_keys(sections.get("keys"), models, report)
@@ -239,7 +235,7 @@ def _build(
     return Config(
         server=Server(**server),
         database=Database(**database),
-        auth=Auth(**auth),
+        auth=auth,
         providers=providers.on,
         models=models,
         rest=Rest(**rest),
@@ -260,20 +256,6 @@ def _build(
 
 def _present(node: Node | None) -> Node | None:
     return None if node is None or is_null(node) else node
-
-
-def _check_master_key(
-    auth: Mapping[str, Any], node: Node | None, report: Report, new_secret: Callable[[], str]
-) -> None:
-    if "master_key" not in auth or node is None:
-        return
-    key = auth["master_key"].reveal()
-    if len(key) < MIN_MASTER_KEY or len(set(key)) < 10:
-        why = f"has {len(key)} characters" if len(key) < MIN_MASTER_KEY else "repeats itself"
-        better = f"STRATA_MASTER_KEY=sk-strata-admin-{new_secret()}"
-        report.error(node.at, f"auth.master_key is too weak: it {why}. Use this one: {better}")
-        return
-    flag_inline_secret(node, "auth.master_key", "STRATA_MASTER_KEY", report)
 
 
 def _overridden(root: Node, environ: Mapping[str, str], report: Report) -> Node:

@@ -16,6 +16,7 @@ from proxy.admission.gate import Gate
 from proxy.admission.turns import Turns, wanted_tokens
 from proxy.config import Model
 from proxy.dialects import openai as dialect
+from proxy.edge.access import require
 from proxy.edge.lane import LaneRequest
 from proxy.edge.replies import answer_head, limit_lines, new_id, request_id, stream_head
 from proxy.errors import CallerError, GatewayError, GatewayFault
@@ -28,6 +29,7 @@ from proxy.upstream.relay import Relay
 
 log = logging.getLogger("strata.edge")
 
+PATH = "/v1/chat/completions"
 JSON_TYPE = b"application/json"
 """What a body calls itself. curl without -H says application/x-www-form-urlencoded, and is told."""
 
@@ -60,6 +62,8 @@ class Chat:
         exchange = self._open(lane)
         try:
             caller = exchange.caller = await self._gate.admit(lane.head.credentials)
+            if caller.role != "key":
+                require(caller, "POST", PATH)
             chat = dialect.decode(_json_body(lane))
             exchange.stream = bool(chat.get("stream"))
             _take_wishes(exchange, chat)

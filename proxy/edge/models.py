@@ -21,6 +21,7 @@ class Models:
 
     def __init__(
         self,
+        callers: Callers,
         gate: Gate,
         router: Router,
         *,
@@ -30,7 +31,7 @@ class Models:
         max_output_tokens: Callable[[Deployment], int | None],
     ) -> None:
         self._gate = gate
-        self._callers = Callers(gate)
+        self._callers = callers
         self._router = router
         self._started_at = started_at
         self._served_by = served_by

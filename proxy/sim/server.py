@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import cast
 
 import httptools
+import msgspec
 
+from proxy.config import Provider
+from proxy.config.presets import SIM_API_BASE
 from proxy.sim.replies import Call, Reply, decide, model_in
 
 log = logging.getLogger("strata.sim")
@@ -23,6 +26,13 @@ MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 1_024
 CLOSE_SECONDS = 2.0
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+
+
+def located(provider: Provider, port: int) -> Provider:
+    """The simulated provider where it is: in this process, at a port known only now. Any other stays as it is."""
+    if provider.api_base != SIM_API_BASE:
+        return provider
+    return msgspec.structs.replace(provider, api_base=f"http://127.0.0.1:{port}/v1")
 
 
 class SimServer:

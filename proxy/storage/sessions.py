@@ -71,10 +71,6 @@ async def rotate(db: Database, digest: bytes, next_digest: bytes) -> Rotation:
         return Rotation("ok", row["user_id"], row["session_id"], row["token_version"])
 
 
-async def end_session(db: Database, session_id: str) -> None:
-    await db.execute(END_SESSION, session_id, "logout")
-
-
 RAISE_VERSION = "UPDATE strata.users SET token_version = token_version + 1 WHERE id = $1::text::uuid"
 END_SESSIONS = """
     UPDATE strata.sessions SET ended_at = now(), end_reason = 'everywhere'
@@ -86,6 +82,25 @@ async def end_all_sessions(connection: Connection, user_id: str) -> None:
     """Every access token of before is out of date, too."""
     await connection.execute(RAISE_VERSION, user_id)
     await connection.execute(END_SESSIONS, user_id)
+
+
+OWNER = """
+    SELECT s.user_id::text FROM strata.sessions s WHERE s.id = $1::text::uuid
+        AND ($2::bytea IS NULL OR EXISTS (SELECT FROM strata.refresh_tokens r
+            WHERE r.digest = $2 AND r.session_id = s.id))
+"""
+
+
+async def sign_out(db: Database, session_id: str, refresh_digest: bytes | None, *, everywhere: bool) -> None:
+    """`refresh_digest`: of the token that was shown, if nobody has verified yet that it is one of this session."""
+    async with db.transaction() as connection:
+        user_id = await connection.fetchval(OWNER, session_id, refresh_digest)
+        if user_id is None:
+            return
+        if everywhere:
+            await end_all_sessions(connection, user_id)
+        else:
+            await connection.execute(END_SESSION, session_id, "logout")
 
 
 FORGET_SESSIONS = "DELETE FROM strata.sessions WHERE expires_at < now() - interval '1 day'"

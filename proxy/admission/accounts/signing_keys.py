@@ -53,14 +53,22 @@ class SharedSecret:
         return self._key
 
 
+def new_client() -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False, trust_env=False)
+
+
 class PublishedKeys:
     """The keys at an address. `run` keeps them fresh; `find` fetches once if it does not know one."""
 
     def __init__(
-        self, url: str, http: Callable[[], httpx2.AsyncClient], clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        new_client: Callable[[], httpx2.AsyncClient] = new_client,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
-        self._http = http
+        self._new_client = new_client
+        self._client: httpx2.AsyncClient | None = None
         self._clock = clock
         self._keys: dict[str | None, SigningKey] = {}
         self._fetched_at = float("-inf")
@@ -68,6 +76,14 @@ class PublishedKeys:
         self._fetching: asyncio.Task[None] | None = None
         self.fetches_total = 0
         self.failures_total = 0
+
+    async def close(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
 
     async def run(self) -> None:
         while True:
@@ -125,7 +141,9 @@ class PublishedKeys:
 
     async def _download(self) -> bytes:
         body = b""
-        async with self._http().stream("GET", self._url, follow_redirects=False) as answer:
+        if self._client is None:
+            self._client = self._new_client()
+        async with self._client.stream("GET", self._url, follow_redirects=False) as answer:
             if answer.status_code != 200:
                 raise ValueError(f"status {answer.status_code}")
             async for part in answer.aiter_bytes():
