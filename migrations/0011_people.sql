@@ -18,3 +18,24 @@ GRANT SELECT ON strata.bound_people TO strata_app;
 
 -- Signing somebody out everywhere raises his version.
 GRANT SELECT (token_version) ON strata.users TO strata_person;
+
+-- Whoever acts as a person is written down as that person, whatever is said.
+CREATE OR REPLACE FUNCTION strata.note_audit(actor text, action text, object text, before jsonb, after jsonb,
+    request_id text) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+    last_seq bigint;
+    last_hash bytea;
+    moment timestamptz;
+    who text := coalesce(nullif(current_setting('strata.user_id', true), ''), actor);
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('strata.audit', 0));
+    moment := clock_timestamp();
+    SELECT a.seq, a.hash INTO last_seq, last_hash FROM strata.audit a ORDER BY a.seq DESC LIMIT 1;
+    last_seq := coalesce(last_seq, 0) + 1;
+    last_hash := coalesce(last_hash, ''::bytea);
+    INSERT INTO strata.audit (seq, at, actor, action, object, before, after, request_id, prev_hash, hash)
+    OVERRIDING SYSTEM VALUE
+    VALUES (last_seq, moment, who, action, object, before, after, request_id, last_hash,
+        strata.audit_hash(last_hash, last_seq, moment, who, action, object, before, after, request_id));
+    RETURN last_seq;
+END $$;

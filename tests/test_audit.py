@@ -174,3 +174,12 @@ def get(gateway: Gateway, path: str) -> Any:
     body = json.loads(connection.getresponse().read())
     connection.close()
     return body
+
+
+async def test_a_person_is_written_down_as_himself_whatever_is_said(db: Database) -> None:
+    ann = Caller("", "ann", "", role="admin", user_id="11111111-1111-4111-8111-111111111111")
+    async with db.acting_as(ann) as connection:
+        await note(connection, actor="somebody else", action="x", object="o")
+    async with db.transaction() as connection:
+        [row] = await list_audit(connection, limit=1)
+    assert row["actor"] == ann.user_id

@@ -89,6 +89,8 @@ def test_people_of_an_openid_issuer_ask_models_and_get_their_role_from_a_claim_o
         elsewhere = ask(gateway, "POST", "/auth/login", "", {"email": "ann@example.com", "password": "x" * 12})
         assert (elsewhere[0], elsewhere[1]["error"]["code"]) == (403, "sign_in_elsewhere")
         assert ask(gateway, "POST", "/auth/logout", ann, {})[0] == 204
+        out = ask(gateway, "POST", f"/api/users/{me['id']}/logout", MASTER)
+        assert (out[0], out[1]["error"]["code"]) == (409, "signed_in_elsewhere")
     finally:
         gateway.stop()
 

@@ -1,13 +1,12 @@
 """
 /auth: signing in and out, and who one is. Tokens for programs; cookies for the console, which says so (`session`).
 
-The first account is the admin's, and nobody's who happens to be early: it is made on the gateway's own machine, or with
-the master key.
+The first account is the admin's, and nobody's who happens to be early: it is made with the master key. From which
+address somebody comes proves nothing: behind a proxy on this machine the whole world is on this machine.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -25,9 +24,6 @@ from proxy.errors import PolicyError, Unauthenticated
 from proxy.exchange import Caller
 from proxy.storage.postgres import Database
 from proxy.storage.users import read_user
-
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via", "cf-connecting-ip")
-"""Whoever is behind a proxy on this machine is not on this machine."""
 
 Email = Annotated[
     str, msgspec.Meta(min_length=3, max_length=320, pattern=r"^[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+$")
@@ -140,10 +136,10 @@ class AuthPage:
         return json_answer({"object": "registration", "status": "accepted", "next": "POST /auth/login"}, 202)
 
     async def _may_be_first(self, request: Request) -> bool:
-        if _has_credential(request):
-            caller = await self._callers.admit(request)
-            return caller.admin and caller.user_id is None
-        return _is_local(request)
+        if not _has_credential(request):
+            return False
+        caller = await self._callers.admit(request)
+        return caller.admin and caller.user_id is None
 
     async def _opened(self, request: Request, opened: Opened, session: Session, status: int = 200) -> Response:
         async with self._database.transaction() as connection:
@@ -196,17 +192,3 @@ def _has_credential(request: Request) -> bool:
 
 def _address(request: Request) -> str:
     return request.client.host if request.client else ""
-
-
-def _is_local(request: Request) -> bool:
-    """From a program on this machine, by an address of this machine: no proxy, no page that a name was made to fool."""
-    if any(name in request.headers for name in FORWARDED):
-        return False
-    return _is_loopback(_address(request)) and _is_loopback(request.url.hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -14,6 +14,7 @@ from proxy.storage.postgres import Connection
 from proxy.storage.sessions import RAISE_VERSION
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
+OURS = "strata"
 AUDITED = ("email", "name", "role", "team_id", "disabled")
 
 LIST_USERS = """
@@ -88,9 +89,16 @@ async def change_user(
 
 
 async def sign_out(connection: Connection, id: str, *, actor: str, request_id: str) -> bool:
-    """From everywhere; whether there is such a person."""
-    if await read_user(connection, id) is None:
+    """From everywhere; whether there is such a person. CallerError if it is another issuer who signs him in and out."""
+    user = await read_user(connection, id)
+    if user is None:
         return False
+    if user["issuer"] != OURS:
+        raise CallerError(
+            f"This person signs in at {user['issuer']}, and out there. To shut him out here, disable him.",
+            status=409,
+            code="signed_in_elsewhere",
+        )
     await connection.execute(RAISE_VERSION, id)
     await note(connection, actor=actor, action="user.sign_out", object=id, request_id=request_id)
     return True

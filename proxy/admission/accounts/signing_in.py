@@ -117,10 +117,10 @@ class SigningIn:
             raise _closed()
         password_hash = await self._hash_new(email, password, address)
         async with self._database.transaction() as connection:
-            # The first is the admin's, and not anybody's
-            if await any_account(connection):
-                given = {"email": email, "name": name, "password_hash": password_hash}
-                await insert_account(connection, role="member", **given)
+            if not await any_account(connection):
+                raise _closed()  # the first is the admin's, and not anybody's
+            given = {"email": email, "name": name, "password_hash": password_hash}
+            await insert_account(connection, role="member", **given)
 
     async def change_password(self, user_id: str, current: str, new: str, address: str) -> Opened:
         """A new session; all others of this person end. Unauthenticated if `current` is wrong."""
@@ -214,8 +214,8 @@ def _network(address: str) -> str:
 
 def _closed() -> PolicyError:
     return PolicyError(
-        "Nobody can register here by themselves. Ask an admin for an invitation. (The first account is made on the "
-        "gateway's own machine, or with the master key.)",
+        "Nobody can register here by themselves. Ask an admin for an invitation. (The first account is made with the "
+        "master key, or on the gateway's machine with: strata users create EMAIL --role admin)",
         status=403,
         code="registration_closed",
         error_type="policy_forbidden",
