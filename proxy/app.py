@@ -30,9 +30,12 @@ from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.admission.sharing import Shared
 from proxy.config import Config, Server
+from proxy.edge.addresses import TrustedProxies
+from proxy.edge.browsers import Origins
 from proxy.edge.chat import Chat
+from proxy.edge.hosts import Hosts
 from proxy.edge.protocol import TICK_SECONDS, Door
-from proxy.edge.site import site
+from proxy.edge.site import sites
 from proxy.errors import GatewayFault
 from proxy.exchange import Attempt, Exchange
 from proxy.metering.alerts.watch import Watch
@@ -252,7 +255,7 @@ class Gateway:
 
     def app(self) -> ASGIApp:
         """The Starlette side: every route but the hot ones."""
-        return site(pages(self), [path.decode() for path in CHAT_PATHS], self._lifespan)
+        return sites(pages(self), [path.decode() for path in CHAT_PATHS], self._lifespan, self.config)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
@@ -382,4 +385,7 @@ def _door(server: Server) -> Door:
         body_timeout_seconds=server.body_timeout_seconds,
         write_timeout_seconds=server.write_timeout_seconds,
         keepalive_seconds=server.keepalive_seconds,
+        proxies=TrustedProxies(server.trusted_proxies) if server.trusted_proxies else None,
+        origins=Origins(server.cors) if server.cors.origins else None,
+        hosts=Hosts(server.allowed_hosts) if server.allowed_hosts else None,
     )

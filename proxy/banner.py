@@ -6,7 +6,7 @@ key, so it is for terminals only; the app decides.
 from __future__ import annotations
 
 from proxy import __version__
-from proxy.config import Config, Model
+from proxy.config import Config, Model, Server
 from proxy.config.presets import PRESETS, SIM
 from proxy.config.providers import is_loopback
 
@@ -30,12 +30,15 @@ def banner(
     """
     server = config.server
     everywhere = server.host in ("0.0.0.0", "::")
-    host = "127.0.0.1" if everywhere else f"[{server.host}]" if ":" in server.host else server.host
-    address = f"http://{host}:{server.port}"
+    address = address_of(server, "127.0.0.1" if everywhere else server.host, server.port)
     lines = ["", f"  {f'Strata {__version__}':<{WIDTH + 10}}ready in {ready_seconds:.1f} s", ""]
     lines.append(_line("API", f"{address}/v1"))
+    admin = None if server.admin is None else address_of(server, server.admin.host, server.admin.port)
+    if admin is not None:
+        lines.append(_line("Admin", admin, "not on the port above"))
     if config.metrics.enabled:
-        lines.append(_line("Metrics", f"{address}{config.metrics.path}"))
+        at = admin if admin is not None and server.admin is not None and server.admin.metrics else address
+        lines.append(_line("Metrics", f"{at}{config.metrics.path}"))
     lines.append(_line("Data", data, "kept between runs"))
     lines.append(_line("Config", config.source or "none, defaults in force"))
     lines += ["", *_models(config), ""]
@@ -49,6 +52,10 @@ def banner(
     if is_loopback(server.host):
         lines += ["", "  Reachable from this machine only."]
     return "\n".join(lines[:MAX_LINES])
+
+
+def address_of(server: Server, host: str, port: int) -> str:
+    return f"http{'s' if server.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _models(config: Config) -> list[str]:

@@ -184,6 +184,8 @@ class Exchange(msgspec.Struct):
     endpoint: str
     started_at_ms: int
     started_ns: int
+    client: str = ""
+    """Its address."""
     stream: bool = False
     model: str = ""
     """The name the client asked for, as configured; "" until it is known to be one of ours."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.admission import keys
-from proxy.banner import banner
+from proxy.banner import address_of, banner
 from proxy.errors import GatewayError
 from proxy.storage.keys import KeyRow, insert_key, list_keys
 
@@ -29,13 +29,16 @@ FIRST_BUDGET_SECONDS = 86_400
 
 async def greet(gateway: Gateway, home: Path, *, embedded: bool, seconds: float) -> None:
     config = gateway.config
-    url = f"http://{config.server.host}:{config.server.port}"
+    server = config.server
+    url = address_of(server, server.host, server.port)
     terminal = sys.stderr.isatty()
     for warning in config.warnings:
         if not (terminal and " is off: " in warning):  # the banner says so too
             log.warning("%s", warning)
     if not terminal:
         log.info("ready at %s/v1 after %.2f s", url, seconds)
+        if server.admin is not None:
+            log.info("the admin's pages are at %s alone", address_of(server, server.admin.host, server.admin.port))
         return
     first_key, known = await _first_key(gateway)
     gateway.request_log.flush()

@@ -7,30 +7,62 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import uvicorn
 import uvloop
 
 from proxy.app import Gateway
 from proxy.config import Config
+from proxy.config.certificates import reload_certificate, tls_context
+from proxy.config.listeners import Tls
+from proxy.config.problems import Wrong
+from proxy.edge.plain import Plain
 from proxy.edge.protocol import protocol_class
 from proxy.errors import GatewayFault
 from proxy.first_start import greet
 from proxy.storage.embedded import EmbeddedPostgres
 from proxy.telemetry.logs import configure
 
+log = logging.getLogger("strata")
+
+CERTIFICATE_SECONDS = 5.0
+"""How often the files are looked at."""
+
+
+class Listeners(NamedTuple):
+    """Sockets that are bound already, so that a taken port costs nothing."""
+
+    served: list[socket.socket]
+    """The public one, and the admin's if that is another."""
+    plain: socket.socket | None
+    """Without TLS, where the served ones have it."""
+
+    def close(self) -> None:
+        for listener in (*self.served, *([self.plain] if self.plain is not None else [])):
+            listener.close()
+
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with a word when it takes connections."""
+    """uvicorn's server, with a word when it takes connections, and a second one beside it for the plain port."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], Awaitable[None]],
+        plain: tuple[uvicorn.Config, socket.socket] | None,
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._plain = plain
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,8 +74,20 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if not self.should_exit:
-            await self._on_ready()
+        if self.should_exit:
+            return
+        if self._plain is not None:
+            config, listener = self._plain
+            config.load()
+            protocol = config.http_protocol_class
+            self.servers.append(
+                await asyncio.get_running_loop().create_server(
+                    lambda: protocol(config=config, server_state=self.server_state, app_state={}),  # type: ignore[call-arg]
+                    sock=listener,
+                    backlog=config.backlog,
+                )
+            )
+        await self._on_ready()
 
 
 def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
@@ -51,7 +95,8 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
     started = time.monotonic()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     request_log = configure(config.logging.level, config.logging.format)
-    listener = _listen(config)
+    context = _context(config)
+    listeners = _listen(config)
     embedded = None if config.database.url else EmbeddedPostgres(home)
     try:
         dsn = config.database.url.reveal() if config.database.url else ""
@@ -61,22 +106,60 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
         gateway = Gateway(config, home, environ, dsn, request_log, revive)
 
         async def ready() -> None:
+            if context is not None and config.server.tls is not None:
+                tls = config.server.tls
+                gateway.rounds.start("certificate", lambda: keep_certificate(context, tls))
             await greet(gateway, home, embedded=embedded is not None, seconds=time.monotonic() - started)
 
-        server = Server(_uvicorn_config(config, gateway), ready)
+        plain = None if listeners.plain is None else (_plain_config(config, gateway), listeners.plain)
+        server = Server(_uvicorn_config(config, gateway, context), ready, plain)
         gateway.quit = lambda: setattr(server, "should_exit", True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(sockets=[listener]))
+            runner.run(server.serve(sockets=listeners.served))
         if gateway.refused is not None:
             raise gateway.refused
         return 0 if server.started else 1
     finally:
-        listener.close()
+        listeners.close()
         if embedded is not None:
             embedded.stop()
 
 
-def _uvicorn_config(config: Config, gateway: Gateway) -> uvicorn.Config:
+async def keep_certificate(context: ssl.SSLContext, tls: Tls) -> None:
+    """Whoever renews a certificate only has to replace its files."""
+    seen = await asyncio.to_thread(_stamps, tls)
+    while True:
+        await asyncio.sleep(CERTIFICATE_SECONDS)
+        stamps = await asyncio.to_thread(_stamps, tls)
+        if stamps == seen:
+            continue
+        seen = stamps
+        try:
+            reload_certificate(context, tls)
+        except Wrong as wrong:
+            log.warning("the certificate stays as it was: server.tls %s", wrong)
+        else:
+            log.info("the certificate was loaded anew")
+
+
+def _stamps(tls: Tls) -> list[tuple[int, int, int]]:
+    """What changes when a file does; without those that are not there."""
+    found = []
+    for path in (tls.certificate, tls.key):
+        with contextlib.suppress(OSError):
+            about = Path(path).stat()
+            found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+    return found
+
+
+def _context(config: Config) -> ssl.SSLContext | None:
+    try:
+        return tls_context(config.server.tls) if config.server.tls is not None else None
+    except Wrong as wrong:
+        raise _misconfigured(f"server.tls {wrong}") from None
+
+
+def _uvicorn_config(config: Config, gateway: Gateway, context: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app(),
         http=protocol_class(gateway.door),
@@ -89,19 +172,55 @@ def _uvicorn_config(config: Config, gateway: Gateway) -> uvicorn.Config:
         proxy_headers=False,
         timeout_graceful_shutdown=int(config.server.shutdown_grace_seconds),
         backlog=2048,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
 
 
-def _listen(config: Config) -> socket.socket:
-    """The listening socket, bound before anything else starts, so that a taken port costs nothing."""
-    host, port = config.server.host, config.server.port
+def _plain_config(config: Config, gateway: Gateway) -> uvicorn.Config:
+    """The same guards of the protocol, and nothing behind them. Its connections are the door's, for the deadlines."""
+    door = dataclasses.replace(gateway.door, hot={})
+    return uvicorn.Config(
+        Plain(config.server.port, door.hosts),
+        http=protocol_class(door),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=128,
+    )
+
+
+def _listen(config: Config) -> Listeners:
+    server = config.server
+    opened: list[socket.socket] = []
+    try:
+        opened.append(
+            _bind(server.host, server.port, "server.port", f"Start on another: strata --port {server.port + 1}")
+        )
+        if server.admin is not None:
+            opened.append(_bind(server.admin.host, server.admin.port, "server.admin.port", "Choose another."))
+        plain = None
+        if server.redirect_http is not None:
+            plain = _bind(server.host, server.redirect_http, "server.redirect_http", "Choose another.")
+    except GatewayFault:
+        for listener in opened:
+            listener.close()
+        raise
+    return Listeners(opened, plain)
+
+
+def _bind(host: str, port: int, setting: str, fix: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
     except OSError as error:
         reason = "is in use" if error.errno in {98, 48} else f"cannot be used ({error.strerror})"
-        raise GatewayFault(
-            f"Port {port} on {host} {reason}. Start on another: strata --port {port + 1}",
-            code="gateway_config",
-            error_type="gateway_config",
-        ) from error
+        which = "" if setting == "server.port" else f" ({setting})"
+        raise _misconfigured(f"Port {port} on {host}{which} {reason}. {fix}") from error
+
+
+def _misconfigured(message: str) -> GatewayFault:
+    return GatewayFault(message, code="gateway_config", error_type="gateway_config")

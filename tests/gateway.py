@@ -13,12 +13,13 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 import msgspec
@@ -106,6 +107,17 @@ def free_port() -> int:
         return port
 
 
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = msgspec.json.decode(self.body)["error"]
+        return error
+
+
 class Gateway:
     """
     A gateway in `home`. `start` may be called again after `stop` or `kill9`. Several may share a home, with names of
@@ -122,6 +134,7 @@ class Gateway:
         database_url: str = "",
         more: str = "",
         wrapper: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.home = home
         self.port = free_port()
@@ -130,6 +143,8 @@ class Gateway:
         self.environ = {"DATABASE_URL": database_url} if database_url else {}
         self.wrapper = wrapper
         """A command that runs the server as its child, such as strace."""
+        self.tls = tls
+        """What a client believes, if the configuration has `server.tls`."""
         home.parent.mkdir(parents=True, exist_ok=True)
         self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server) + more)
         self.process: subprocess.Popen[bytes] | None = None
@@ -137,7 +152,7 @@ class Gateway:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
 
     def start(self) -> Gateway:
         with self.log.open("ab") as log:
@@ -171,11 +186,23 @@ class Gateway:
         )
 
     def get(self, path: str, key: str = "") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        answer = self.ask("GET", path, {"authorization": f"Bearer {key}"} if key else {})
+        return answer.status, answer.body
+
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None, port: int = 0
+    ) -> Answer:
+        """One request on a connection of its own; `port` if not the usual one."""
+        place = ("127.0.0.1", port or self.port)
+        connection = (
+            http.client.HTTPConnection(*place, timeout=10)
+            if self.tls is None
+            else http.client.HTTPSConnection(*place, timeout=10, context=self.tls)
+        )
         try:
-            connection.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
+            connection.request(method, path, body, headers=dict(headers or {}))
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
         finally:
             connection.close()
 

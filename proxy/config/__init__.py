@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from proxy.config.listeners import Admin, Cors, Tls
 from proxy.config.secret import Secret as Secret
 
 
@@ -31,6 +32,17 @@ class Server(Struct, frozen=True, kw_only=True):
     """A client that does not read for this long counts as gone."""
     shutdown_grace_seconds: float = 30.0
     response_headers: Literal["full", "minimal"] = "full"
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose X-Forwarded-For and -Proto are believed."""
+    tls: Tls | None = None
+    hsts_seconds: int = 0
+    """0: browsers are not told to use TLS only."""
+    redirect_http: int | None = None
+    """A port without TLS that leads to the one with it."""
+    cors: Cors = Cors()
+    admin: Admin | None = None
+    """None: everything is served on one port."""
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class Database(Struct, frozen=True, kw_only=True):

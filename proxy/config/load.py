@@ -26,7 +26,6 @@ from proxy.config import (
     Prices,
     RemoteFiles,
     Rest,
-    Server,
     Timeouts,
 )
 from proxy.config.alerts import read_alerts
@@ -41,6 +40,7 @@ from proxy.config.providers import Providers
 from proxy.config.quantities import boolean, choice, duration, integer, secret, size, text, texts
 from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
 from proxy.config.references import Resolver
+from proxy.config.server import read_server
 from proxy.config.yaml import MAX_BYTES, Entry, MappingNode, Node, ScalarNode, is_null, parse
 
 
@@ -59,18 +59,6 @@ def _path(node: Node) -> str:
 
 
 _TIME = duration(0.01, 86_400)
-_SERVER: Keys = {
-    "host": Key("host", text),
-    "port": Key("port", integer(1, 65_535)),
-    "max_body": Key("max_body_bytes", size(1_000, 10**9)),
-    "max_in_flight": Key("max_in_flight", integer(1, 1_000_000)),
-    "keepalive": Key("keepalive_seconds", duration(0, 3_600)),
-    "header_timeout": Key("header_timeout_seconds", _TIME),
-    "body_timeout": Key("body_timeout_seconds", _TIME),
-    "write_timeout": Key("write_timeout_seconds", _TIME),
-    "shutdown_grace": Key("shutdown_grace_seconds", duration(0, 86_400)),
-    "response_headers": Key("response_headers", choice("full", "minimal")),
-}
 _DATABASE: Keys = {
     "url": Key("url", postgres_url),
     "auto_migrate": Key("auto_migrate", boolean),
@@ -222,7 +210,8 @@ def _build(
         if isinstance(url, ScalarNode) and "@" in url.text and ":" in url.text.partition("://")[2].rpartition("@")[0]:
             flag_inline_secret(url, f"database.{name}", variable, report)
     auth = read_auth(sections.get("auth"), report, new_secret)
-    server, logging, ledger = fields("server", _SERVER), fields("logging", _LOGGING), fields("ledger", _LEDGER)
+    server = read_server(sections.get("server"), resolver.folder, report)
+    logging, ledger = fields("logging", _LOGGING), fields("ledger", _LEDGER)
     history, remote_files = fields("history", _HISTORY), fields("remote_files", _REMOTE_FILES)
     keys = read_keys(sections.get("keys"), models, report)
     budgets = read_budgets(_present(sections.get("budgets")), providers.known(), report)
@@ -233,7 +222,7 @@ def _build(
     if report.failed:
         return None
     return Config(
-        server=Server(**server),
+        server=server,
         database=Database(**database),
         auth=auth,
         providers=providers.on,

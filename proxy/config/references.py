@@ -27,7 +27,7 @@ class Resolver:
 
     def __init__(self, environ: Mapping[str, str], folder: Path, report: Report) -> None:
         self._environ = environ
-        self._folder = folder
+        self.folder = folder
         self._report = report
 
     def resolve(self, node: Node, on_missing: OnMissing) -> Node:
@@ -89,7 +89,7 @@ class Resolver:
     def _file(self, name: str, at: Mark, on_missing: OnMissing) -> str:
         """The file's text without its last line end. A relative path counts from the configuration's folder."""
         try:
-            with (self._folder / name).open("rb") as file:
+            with (self.folder / name).open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             on_missing(at, f"the file {name} cannot be read ({error.strerror or 'error'})")

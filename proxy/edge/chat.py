@@ -97,7 +97,7 @@ class Chat:
         id = new_id(now_ms)
         lane.request_id = request_id(id, head.request_id)
         self._started(self._endpoint)
-        return Exchange(id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), hints=head.hints)
+        return Exchange(id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), lane.client, hints=head.hints)
 
     async def _take_turn(self, exchange: Exchange, caller: Caller, model: Model, tokens: int) -> bytes:
         """The header lines that say how the caller's limits stand. Raises PolicyError 429."""

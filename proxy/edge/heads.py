@@ -25,13 +25,25 @@ MAX_LENGTH_DIGITS = 18
 _HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
 _FIELD = re.compile(rb"\r\n([^:\s]+):[ \t]*([^\r\n]*)(?=\r\n)")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*", re.IGNORECASE)
+_BAD_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00|%0[AaDd]|[^!-~]")
+_DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?:/|$)")
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
 
 
 class Head:
     """What the story may want to know of a request's head; everything else has been judged and dropped."""
 
-    __slots__ = ("chunked", "content_type", "credentials", "expects", "hints", "request_id")
+    __slots__ = (
+        "chunked",
+        "content_type",
+        "credentials",
+        "expects",
+        "forwarded_for",
+        "hints",
+        "host",
+        "origin",
+        "request_id",
+    )
 
     def __init__(self) -> None:
         self.credentials: list[Header] = []
@@ -40,6 +52,11 @@ class Head:
         self.request_id: bytes | None = None
         self.hints: dict[str, str] = {}
         """The client's `x-strata-…` headers, and what it wants of a provider's previews (`anthropic-beta`)."""
+        self.host = b""
+        self.origin = b""
+        """The web page's, if a browser asks for one of another site."""
+        self.forwarded_for = b""
+        """What proxies say of where it comes from; worth something only from those that are trusted."""
         self.chunked = False
         self.expects = False
         """It waits for a `100 Continue`."""
@@ -117,6 +134,7 @@ def read_head(headers: list[Header], max_body_bytes: int) -> Head:
             hosts += 1
             if not _HOST.fullmatch(value):
                 raise CallerError("The Host header is not a host name.", code="invalid_host")
+            head.host = value
         elif name == b"content-length":
             if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS or int(value) > max_body_bytes:
                 raise body_too_large(max_body_bytes)
@@ -125,6 +143,13 @@ def read_head(headers: list[Header], max_body_bytes: int) -> Head:
     if hosts != 1:
         raise CallerError(f"A request needs one Host header, not {hosts}.", code="invalid_host")
     return head
+
+
+def check_target(target: bytes) -> None:
+    """CallerError for what routers and proxies read differently."""
+    path = target.partition(b"?")[0]
+    if path[:1] != b"/" or path[:2] == b"//" or _BAD_TARGET.search(target) or _DOTS.search(path):
+        raise CallerError("The path of this request is not a plain absolute path.", code="invalid_path")
 
 
 def _judge_transfer(head: Head, name: bytes, value: bytes) -> None:
@@ -154,6 +179,14 @@ def _keep_request_id(head: Head, name: bytes, value: bytes) -> None:
     head.request_id = value
 
 
+def _keep_origin(head: Head, name: bytes, value: bytes) -> None:
+    head.origin = value
+
+
+def _add_forwarded_for(head: Head, name: bytes, value: bytes) -> None:
+    head.forwarded_for = b"%b,%b" % (head.forwarded_for, value) if head.forwarded_for else value
+
+
 _JUDGES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"transfer-encoding": _judge_transfer,
     b"content-encoding": _judge_encoding,
@@ -163,6 +196,8 @@ _JUDGES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"api-key": _keep_credential,
     b"content-type": _keep_content_type,
     b"x-request-id": _keep_request_id,
+    b"origin": _keep_origin,
+    b"x-forwarded-for": _add_forwarded_for,
 }
 
 

@@ -34,6 +34,7 @@ class LaneRequest:
         "_protocol",
         "body",
         "disconnected",
+        "extra",
         "head",
         "keep_alive",
         "keepalive_head",
@@ -53,6 +54,8 @@ class LaneRequest:
         self.head = head
         self.keep_alive = keep_alive
         self.body: bytes | bytearray = b""
+        self.extra = b""
+        """Header lines that are put on any answer: what a browser wants to know."""
         self.more_body = True
         self.request_id = ""
         self.started = False
@@ -69,6 +72,11 @@ class LaneRequest:
         return self.disconnected
 
     @property
+    def client(self) -> str:
+        """Its address: the peer's, or whom a trusted proxy names."""
+        return self._protocol.client_address(self.head)
+
+    @property
     def paused(self) -> bool:
         """The client reads more slowly than we write."""
         return self._protocol.flow.write_paused
@@ -81,7 +89,9 @@ class LaneRequest:
         """A whole answer. `head` is its header lines, each with its CRLF."""
         self.started = True
         close = b"" if self.keep_alive else CLOSE
-        self._write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], head, close, len(body), body))
+        self._write(
+            b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], head, self.extra, close, len(body), body)
+        )
         self._complete()
 
     def refuse(self, error: GatewayError) -> None:
@@ -100,7 +110,7 @@ class LaneRequest:
             return
         self.started = True
         close = b"" if self.keep_alive else CLOSE
-        self._write(b"%b%b%btransfer-encoding: chunked\r\n\r\n" % (STATUS_LINE[200], head, close))
+        self._write(b"%b%b%b%btransfer-encoding: chunked\r\n\r\n" % (STATUS_LINE[200], head, self.extra, close))
 
     def write(self, data: bytes) -> None:
         self._write(b"%x\r\n%b\r\n" % (len(data), data))

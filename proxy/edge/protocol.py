@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,17 +18,21 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from proxy.edge.addresses import TrustedProxies
+from proxy.edge.browsers import Origins
 from proxy.edge.heads import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     Head,
     PlainHead,
     body_too_large,
+    check_target,
     head_too_large,
     only_chunked,
     read_head,
     read_plain,
 )
+from proxy.edge.hosts import Hosts
 from proxy.edge.lane import LaneRequest, Story
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
 from proxy.errors import CallerError, GatewayError, GatewayFault
@@ -37,9 +40,6 @@ from proxy.errors import CallerError, GatewayError, GatewayFault
 TICK_SECONDS = 0.5
 LINGER_SECONDS = 2.0
 MAX_LINGER_BYTES = 64_000_000
-
-_BAD_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00|%0[AaDd]|[^!-~]")
-_DOTS = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?:/|$)")
 
 
 @dataclass
@@ -54,6 +54,9 @@ class Door:
     write_timeout_seconds: float = 30.0
     idle_timeout_seconds: float = 75.0
     keepalive_seconds: float = 15.0
+    proxies: TrustedProxies | None = None
+    origins: Origins | None = None
+    hosts: Hosts | None = None
     in_flight: int = 0
     connections: set[GatewayProtocol] = field(default_factory=set)
 
@@ -164,6 +167,8 @@ class GatewayProtocol(HttpToolsProtocol):
             return None
         with contextlib.suppress(CallerError):  # the long way refuses it
             plain.head = read_head(plain.headers, self.door.max_body_bytes)
+            if self.door.hosts is not None:
+                self.door.hosts.check(plain.head.host)
             return plain
         return None
 
@@ -194,7 +199,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _write_refusal(self, error: GatewayError) -> None:
         body = error_body(error)
-        head = lines(error_headers(error, new_request_id()))
+        head = lines(error_headers(error, new_request_id())) + self._extra()
         status = STATUS_LINE[error.status]
         self.transport.write(b"%bconnection: close\r\n%bcontent-length: %d\r\n\r\n%b" % (status, head, len(body), body))
         # Closing a socket with unread bytes resets it, and the client would never see why it was refused.
@@ -204,6 +209,15 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+    def _extra(self) -> bytes:
+        """What a browser wants to know of a request that is refused in its middle."""
+        if self.door.origins is None:
+            return b""
+        if self._lane is not None:
+            return self._lane.extra
+        headers: list[tuple[bytes, bytes]] = self.headers or []
+        return self.door.origins.lines(next((value for name, value in headers if name == b"origin"), b""))
 
     def _linger(self, data: bytes) -> None:
         self._lingered_bytes += len(data)
@@ -236,12 +250,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self.expect_100_continue = head.expects
         story = self.door.hot.get(self.url)
         if story is None:
-            self._check_target()
+            check_target(self.url)
             story = self.door.hot.get(self.url.partition(b"?")[0])
         if story is None or self.parser.get_method() != b"POST":
             self._lane = None
             self._enter_asgi()
         else:
+            if self.door.hosts is not None:
+                self.door.hosts.check(head.host)
             keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
             self._enter_lane(story, head, keep_alive)
 
@@ -266,6 +282,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._lane = None
         if not self.pipeline or all(cast(Any, queued) is not lane for queued, _ in self.pipeline):
             self._tell(lane)
+
+    def client_address(self, head: Head) -> str:
+        peer = self.client[0] if self.client else ""
+        if self.door.proxies is None or not head.forwarded_for:
+            return peer
+        return self.door.proxies.client_behind(peer, head.forwarded_for)
 
     def answered(self, lane: LaneRequest) -> None:
         """A lane request has its answer: what uvicorn does at the end of its own cycle, without a timer a request."""
@@ -315,12 +337,16 @@ class GatewayProtocol(HttpToolsProtocol):
         headers, url, expects = self.headers, self.url, self.expect_100_continue
         super().on_message_begin()
         self.scope["headers"] = self.headers = headers
+        if self.door.proxies is not None:
+            self.door.proxies.correct(cast("dict[str, Any]", self.scope))
         self.url = url
         self.expect_100_continue = expects
         super().on_headers_complete()
 
     def _enter_lane(self, story: Story, head: Head, keep_alive: bool) -> LaneRequest:
         lane = LaneRequest(self, story, head, keep_alive)
+        if self.door.origins is not None:
+            lane.extra = self.door.origins.lines(head.origin)
         before = self.cycle
         self._lane = lane
         self.cycle = cast(RequestResponseCycle, lane)
@@ -355,11 +381,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             if not lane.response_complete and not lane.disconnected:
                 self.transport.close()
-
-    def _check_target(self) -> None:
-        path = self.url.partition(b"?")[0]
-        if path[:1] != b"/" or path[:2] == b"//" or _BAD_TARGET.search(self.url) or _DOTS.search(path):
-            raise CallerError("The path of this request is not a plain absolute path.", code="invalid_path")
 
 
 def _overloaded() -> GatewayFault:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -18,23 +18,30 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.edge.replies import error_body, error_headers, new_request_id
+from proxy.config import Config
+from proxy.edge.guards import Guards, Ports, is_admins, refusal
+from proxy.edge.replies import new_request_id
 from proxy.errors import CallerError, GatewayError, GatewayFault
 
 log = logging.getLogger("strata.edge")
 
 
-def site(routes: Sequence[Route], hot_paths: Iterable[str], lifespan: object) -> ASGIApp:
-    """The Starlette app behind the hot lane."""
+def site(
+    routes: Sequence[Route],
+    hot_paths: Iterable[str],
+    lifespan: object,
+    guarded: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> ASGIApp:
+    """The Starlette app behind the hot lane; `guarded` puts something before it."""
     known = [*hot_paths, *(route.path for route in routes)]
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, GatewayError):
-            return answer(request, error)
+            return refusal(request.scope, error)
         if isinstance(error, HTTPException):
-            return answer(request, _explain(request, error, known))
+            return refusal(request.scope, _explain(request, error, known))
         log.error("request to %s failed inside the gateway", request.scope.get("path"), exc_info=error)
-        return answer(request, _internal())
+        return refusal(request.scope, _internal())
 
     app = Starlette(
         routes=list(routes),
@@ -42,13 +49,22 @@ def site(routes: Sequence[Route], hot_paths: Iterable[str], lifespan: object) ->
         exception_handlers={GatewayError: refuse, HTTPException: refuse, Exception: refuse},
     )
     app.router.redirect_slashes = False
-    return RequestIds(app)
+    return RequestIds(guarded(app))
 
 
-def answer(request: Request, error: GatewayError) -> Response:
-    id = request.scope["state"].get("request_id") or new_request_id()
-    headers = {name.decode(): value.decode("latin-1") for name, value in error_headers(error, id)}
-    return Response(error_body(error), error.status, headers)
+def sites(routes: Sequence[Route], hot_paths: Sequence[str], lifespan: object, config: Config) -> ASGIApp:
+    """One site for everybody; or two, if the admin has a port of their own."""
+    server, metrics = config.server, config.metrics
+
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return Guards(app, server, [metrics.path])
+
+    every = site(routes, hot_paths, lifespan, guarded)
+    if server.admin is None:
+        return every
+    hidden = [metrics.path] if server.admin.metrics else []
+    public = [route for route in routes if not is_admins(route.path) and route.path not in hidden]
+    return Ports(every, site(public, hot_paths, None, guarded), server.admin.port)
 
 
 class RequestIds:

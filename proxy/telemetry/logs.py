@@ -105,6 +105,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     output_tokens: int = 0
     cost_nano_usd: int = 0
     finish_reason: str = ""
+    client: str = ""
     exception: str = ""
 
 
@@ -179,6 +180,7 @@ class RequestLog:
             output_tokens,
             cost_nano_usd,
             exchange.finish_reason,
+            exchange.client,
         )
         self.put(line)
 
