@@ -11,38 +11,12 @@ from typing import Literal
 
 import msgspec
 
-from proxy.config.listeners import Admin, Cors, Tls
+from proxy.config.listeners import Server as Server
 from proxy.config.secret import Secret as Secret
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Frozen, keyword only, and an unknown key is an error."""
-
-
-class Server(Struct, frozen=True, kw_only=True):
-    host: str = "127.0.0.1"
-    port: int = 4000
-    max_body_bytes: int = 20_000_000
-    max_in_flight: int = 1000
-    keepalive_seconds: float = 15.0
-    """SSE comment while a stream is silent; 0 turns it off."""
-    header_timeout_seconds: float = 10.0
-    body_timeout_seconds: float = 30.0
-    write_timeout_seconds: float = 30.0
-    """A client that does not read for this long counts as gone."""
-    shutdown_grace_seconds: float = 30.0
-    response_headers: Literal["full", "minimal"] = "full"
-    trusted_proxies: tuple[str, ...] = ()
-    """Networks whose X-Forwarded-For and -Proto are believed."""
-    tls: Tls | None = None
-    hsts_seconds: int = 0
-    """0: browsers are not told to use TLS only."""
-    redirect_http: int | None = None
-    """A port without TLS that leads to the one with it."""
-    cors: Cors = Cors()
-    admin: Admin | None = None
-    """None: everything is served on one port."""
-    allowed_hosts: tuple[str, ...] = ()
 
 
 class Database(Struct, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
 """
-What the operator wrote of the gateway's edges: TLS, browsers of other sites, the admin's own port. Parts of
-`config.Server`, in a file of their own for room alone.
+What the operator wrote under `server:`. A part of `config`, in a file of its own for room alone.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -33,3 +34,29 @@ class Admin(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     metrics: bool = False
     """The metrics too."""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: int = 4000
+    max_body_bytes: int = 20_000_000
+    max_in_flight: int = 1000
+    keepalive_seconds: float = 15.0
+    """SSE comment while a stream is silent; 0 turns it off."""
+    header_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 30.0
+    write_timeout_seconds: float = 30.0
+    """A client that does not read for this long counts as gone."""
+    shutdown_grace_seconds: float = 30.0
+    response_headers: Literal["full", "minimal"] = "full"
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose X-Forwarded-For and -Proto are believed."""
+    tls: Tls | None = None
+    hsts_seconds: int = 0
+    """0: browsers are not told to use TLS only."""
+    redirect_http: int | None = None
+    """A port without TLS that leads to the one with it."""
+    cors: Cors = Cors()
+    admin: Admin | None = None
+    """None: everything is served on one port."""
+    allowed_hosts: tuple[str, ...] = ()
