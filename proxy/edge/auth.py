@@ -17,6 +17,7 @@ from proxy.admission.accounts.signing_in import Opened, SigningIn
 from proxy.admission.accounts.tokens import Tokens, session_of
 from proxy.admission.gate import credential
 from proxy.config import Auth
+from proxy.edge.addresses import client_address
 from proxy.edge.bodies import NAME, body_of
 from proxy.edge.callers import Callers, credentials_of, json_answer
 from proxy.edge.cookies import access_cookie, end_session, refresh_cookie, set_session
@@ -73,7 +74,7 @@ class AuthPage:
     async def register(self, request: Request) -> Response:
         self._refuse_elsewhere()
         said = await body_of(request, Registration)
-        given = (said.email, said.password, said.name.strip(), _address(request))
+        given = (said.email, said.password, said.name.strip(), client_address(request.scope))
         if said.invitation:
             opened = await self._signing_in.register_invited(said.invitation, *given)
         elif await self._may_be_first(request):
@@ -90,7 +91,7 @@ class AuthPage:
     async def log_in(self, request: Request) -> Response:
         self._refuse_elsewhere()
         said = await body_of(request, Credentials)
-        opened = await self._signing_in.log_in(said.email, said.password, _address(request))
+        opened = await self._signing_in.log_in(said.email, said.password, client_address(request.scope))
         return await self._opened(request, opened, said.session)
 
     async def refresh(self, request: Request) -> Response:
@@ -127,7 +128,7 @@ class AuthPage:
         caller = await self._callers.admit(request)
         said = await body_of(request, NewPassword)
         opened = await self._signing_in.change_password(
-            caller.user_id or caller.key_id, said.current_password, said.new_password, _address(request)
+            caller.user_id or caller.key_id, said.current_password, said.new_password, client_address(request.scope)
         )
         return await self._opened(request, opened, "tokens" if _has_credential(request) else "cookie")
 
@@ -188,7 +189,3 @@ def _shown(request: Request) -> str:
 
 def _has_credential(request: Request) -> bool:
     return bool(credentials_of(request))
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

@@ -39,7 +39,7 @@ class Plain:
         if scope["method"] not in ("GET", "HEAD") or "transfer-encoding" in headers or _size(headers):
             return refusal(scope, _refused("TLS is needed here"))
         query: bytes = scope["query_string"]
-        if any(name in headers for name in CREDENTIALS) or any(word in query.lower() for word in KEY_WORDS):
+        if any(name in CREDENTIALS for name, _ in scope["headers"]) or any(word in query.lower() for word in KEY_WORDS):
             return refusal(scope, _refused("This key was sent in the clear: replace it, for others may have read it"))
         host = headers["host"]
         try:
