@@ -56,6 +56,17 @@ def test_the_limits_of_the_callers_own_key_come_first() -> None:
     assert told["x-ratelimit-limit-tokens"] == "480000"
 
 
+def test_of_two_spellings_the_first_that_can_be_read_is_told() -> None:
+    fields = {b"x-ratelimit-limit-requests": b"60", b"x-ratelimit-limit-req-minute": b"70"}
+    assert shown(fields) == {"x-ratelimit-limit-requests": "60"}
+    assert shown({**fields, b"x-ratelimit-limit-requests": b"sixty a minute"}) == {"x-ratelimit-limit-requests": "70"}
+
+
+def test_what_cannot_be_read_hides_nothing_else() -> None:
+    fields = {b"x-ratelimit-limit-requests": b"60 \t", b"x-ratelimit-limit-tokens": b"a b"}
+    assert shown(fields) == {"x-ratelimit-limit-requests": "60"}
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -46,7 +46,7 @@ def decode(body: bytes) -> ChatRequest:
             code="unsupported_field",
             param=name,
         )
-    if b"\\u0000" in body:
+    if body.find(b"\\u0000") >= 0:
         _refuse_stored_nul(chat)
     return chat
 

@@ -36,13 +36,14 @@ class SSE:
         """The events that `data` completes. Raises UpstreamError when one grows beyond MAX_EVENT_BYTES."""
         if self._start is not None:
             data = self._skip_bom(data)
-        if self._after_cr or b"\r" in data:
+        # `find` here and below: `in` between bytes makes and drops an exception first, which costs a microsecond
+        if self._after_cr or data.find(b"\r") >= 0:
             data = self._normalise(data)
         if not data:
             return []
         held = self._held
         if held:
-            ends = b"\n\n" in data or (data[0] == 10 and held[-1][-1] == 10)
+            ends = data.find(b"\n\n") >= 0 or (data[0] == 10 and held[-1][-1] == 10)
             held.append(data)
             if not ends:
                 self._held_bytes += len(data)
@@ -59,7 +60,7 @@ class SSE:
             self._check(max(map(len, blocks), default=0), self._held_bytes)
         events: list[Event] = []
         for block in blocks:
-            if block[:6] == b"data: " and b"\n" not in block:
+            if block[:6] == b"data: " and block.find(b"\n") < 0:
                 events.append(Event("", block[6:]))
             else:
                 _parse(block, events)

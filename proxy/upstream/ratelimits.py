@@ -10,64 +10,81 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from proxy.admission.limits import format_reset
 
 _OPENAI = re.compile(rb"x-ratelimit-(limit|remaining|reset)-(requests|tokens|req-minute|tokens-minute)")
 _NATIVE = re.compile(rb"[a-z]+-ratelimit-(requests|tokens|input-tokens|output-tokens)-(limit|remaining|reset)")
 _PLAIN = re.compile(rb"[A-Za-z0-9.:+-]{1,40}")
-MAX_CHARACTERS = 40
+_ALL_SHORT = re.compile(rb"[A-SU-Za-z0-9.:+-]{1,40}(?:\n[A-SU-Za-z0-9.:+-]{1,40})*")
+"""Plain values in lines; a moment, which has to be turned into a duration, has a T."""
 MAX_KNOWN = 256
 MAX_NAMES = 64
 _SPELLINGS = {b"req-minute": b"requests", b"tokens-minute": b"tokens"}
 
 
-_Told = tuple[bytes, bytes, bytes]
-"""A header's name as it came; in lower case, if it is shown under it, too; OpenAI's name for it. Or b""."""
+class _Told(NamedTuple):
+    """What a head says of limits, by all its names: a provider sends the same ones again and again."""
 
-_known: dict[tuple[bytes, ...], tuple[_Told, ...]] = {}
-"""What a head says of limits, by all its names: a provider sends the same ones again and again."""
+    headers: tuple[tuple[bytes, bytes, bytes], ...]
+    """A header's name as it came; in lower case, if it is shown under it, too; OpenAI's name for it. Or b""."""
+    sources: tuple[bytes, ...]
+    template: bytes
+    """The lines, for values that are all plain: those of `sources`."""
+
+
+_known: dict[tuple[tuple[bytes, ...], bool, bool], _Told] = {}
 
 
 def limit_lines(fields: Mapping[bytes, bytes], now_seconds: float, taken: bytes = b"") -> bytes:
     """Header lines for the client; `fields` are an answer's, `now_seconds` is Unix time, `taken` are lines of ours."""
-    names = tuple(fields)
-    told = _known.get(names)
-    if told is None:
-        told = _learn(names)
+    # Not `in`: between bytes it costs a microsecond, for it makes and drops an exception first.
+    key = tuple(fields), taken.find(b"-requests:") >= 0, taken.find(b"-tokens:") >= 0
+    told = _known.get(key) or _learn(*key)
+    if not told.headers:
+        return b""
+    values = [fields[name] for name in told.sources]
+    if _ALL_SHORT.fullmatch(b"\n".join(values)):
+        return told.template % tuple(values)
     shown: dict[bytes, bytes] = {}
-    for name, kept, openai in told:
-        if not kept and openai in taken:
+    for name, kept, openai in told.headers:
+        value = fields[name].strip()
+        if not _PLAIN.fullmatch(value):
             continue
-        value = fields[name]
-        if not (value.isalnum() and len(value) <= MAX_CHARACTERS):
-            value = value.strip()
-            if not _PLAIN.fullmatch(value):
-                continue
         if kept:
             shown[kept] = value
-        if openai and openai not in taken:
-            if b"T" in value:
-                value = _duration(value, now_seconds)
-            if value and openai not in shown:
-                shown[openai] = value
-    return b"".join([b"%b: %b\r\n" % pair for pair in shown.items()]) if shown else b""
+        if openai:
+            value = _duration(value, now_seconds) if b"T" in value else value
+            if value:
+                shown.setdefault(openai, value)
+    return b"".join([b"%b: %b\r\n" % pair for pair in shown.items()])
 
 
-def _learn(names: tuple[bytes, ...]) -> tuple[_Told, ...]:
-    told: list[_Told] = []
+def _learn(names: tuple[bytes, ...], requests_taken: bool, tokens_taken: bool) -> _Told:
+    headers: list[tuple[bytes, bytes, bytes]] = []
     for name in names:
-        lower = name.lower()
+        lower, kept, what, kind = name.lower(), b"", b"", b""
         if found := _OPENAI.fullmatch(lower):
-            told.append((name, b"", b"x-ratelimit-%b-%b" % (found[1], _SPELLINGS.get(found[2], found[2]))))
+            what, kind = found[1], _SPELLINGS.get(found[2], found[2])
         elif found := _NATIVE.fullmatch(lower):
-            openai = found[1] in (b"requests", b"tokens")
-            told.append((name, lower, b"x-ratelimit-%b-%b" % (found[2], found[1]) if openai else b""))
+            kept, what, kind = lower, found[2], found[1]
+        free = (kind == b"requests" and not requests_taken) or (kind == b"tokens" and not tokens_taken)
+        openai = b"x-ratelimit-%b-%b" % (what, kind) if free else b""
+        if kept or openai:
+            headers.append((name, kept, openai))
+    shown: dict[bytes, bytes] = {}
+    for name, kept, openai in headers:
+        if kept:
+            shown[kept] = name
+        if openai:
+            shown.setdefault(openai, name)
+    told = _Told(tuple(headers), tuple(shown.values()), b"".join([b"%b: %%b\r\n" % name for name in shown]))
     if len(_known) >= MAX_KNOWN:
         _known.clear()
     if len(names) <= MAX_NAMES:
-        _known[names] = tuple(told)
-    return tuple(told)
+        _known[names, requests_taken, tokens_taken] = told
+    return told
 
 
 def _duration(moment: bytes, now_seconds: float) -> bytes:
