@@ -34,15 +34,10 @@ class Outcome(NamedTuple):
 def whole(translator: Translator, body: bytes, *, passes: bool) -> Outcome:
     one, on = _attempt(), _exchange(stream=False)
     answer = WholeAnswer(one, read_fields(body), None) if passes else None
-    if answer is not None and answer.is_regular():
-        usage = answer.read_usage()
-        raw = bytes(answer.fields["usage"]) if answer.fields and usage else b""
-    else:
+    if answer is None or not answer.is_regular():
         answer = WholeAnswer(one, None, translator.decode_response(body))
-        usage, raw = (answer.completion or {}).get("usage"), b""
     one.service_tier = answer.read_service_tier()
-    if usage:
-        remember_usage(on, one, usage, raw)
+    answer.take_usage(on)
     finish = next((choice.finish_reason or "" for choice in answer.choices()), "")
     if answer.completion is None:
         shown = answer.with_cost(COST)

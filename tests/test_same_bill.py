@@ -72,13 +72,10 @@ def whole(case: Case, body: bytes, *, translated: bool) -> Attempt:
     one = attempt(case)
     if translated:
         answer = WholeAnswer(one, None, case.translator.decode_response(body))
-        usage = (answer.completion or {}).get("usage")
     else:
         answer = WholeAnswer(one, msgspec.json.decode(body, type=dict[str, msgspec.Raw]), None)
-        usage = answer.read_usage()
     one.service_tier = answer.read_service_tier()
-    if usage:
-        remember_usage(exchange(), one, usage)
+    answer.take_usage(exchange())
     return one
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.exchange import Usage
-from proxy.metering.usage import MAX_TOKENS, from_openai, read_service_tier
+from proxy.metering.usage import MAX_TOKENS, from_openai, read_service_tier, read_untouched
+from proxy.providers.usage import openai_usage
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,42 @@ def test_any_object_gives_whole_buckets_that_are_not_negative(
 ) -> None:
     usage, _ = from_openai({**outer, "prompt_tokens_details": prompt, "completion_tokens_details": completion})
     assert all(type(count) is int and 0 <= count <= 3 * MAX_TOKENS for count in msgspec.structs.astuple(usage))
+
+
+_small = st.integers(0, 30)
+_details = st.none() | st.fixed_dictionaries({}, optional={"cached_tokens": _small, "reasoning_tokens": _small})
+_rest = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_cache_hit_tokens": st.none() | _small,
+        "cached_tokens": st.none() | _small,
+        "searches": st.none() | _small,
+        "service_tier": st.none() | st.just("flex"),
+        "cost": st.none() | _small,
+        "new": _numbers,
+    },
+)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(-1, 1), _details, _details, _rest)
+def test_a_usage_that_is_left_as_it_came_is_one_that_nothing_had_to_be_done_about(
+    prompt: int, completion: int, off: int, inside: Any, outside: Any, rest: dict[str, Any]
+) -> None:
+    said = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion + off,
+        "prompt_tokens_details": inside,
+        "completion_tokens_details": outside,
+        **rest,
+    }
+    encoded = msgspec.json.encode(said)
+    untouched, (usage, suspect) = read_untouched(encoded), from_openai(openai_usage(said))
+    if untouched is not None:
+        assert (untouched, False) == (usage, suspect)
+        assert openai_usage(said) is said and not {"cost", "service_tier"} & said.keys()
+    elif not rest and off == 0:
+        assert suspect
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=11, max_size=11))

@@ -16,7 +16,7 @@ import msgspec
 from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
-from proxy.metering.usage import from_openai, read_service_tier
+from proxy.metering.usage import from_openai, read_service_tier, read_untouched
 from proxy.providers import Event, Notice, Translator
 from proxy.providers.faults import bad_response, stream_error
 from proxy.providers.usage import openai_usage
@@ -64,7 +64,7 @@ class WholeAnswer:
     not ours to change goes through as it came; else `completion` is the translated answer.
     """
 
-    __slots__ = ("_choices", "attempt", "completion", "fields", "usage")
+    __slots__ = ("_choices", "_plain_usage", "attempt", "completion", "fields", "usage")
 
     def __init__(
         self, attempt: Attempt, fields: dict[str, msgspec.Raw] | None, completion: dict[str, Any] | None
@@ -73,17 +73,30 @@ class WholeAnswer:
         self.fields = fields
         self.completion = completion
         self.usage: dict[str, Any] | None = None
+        """Of an undecoded answer, in OpenAI's arithmetic, if it had to be put into it …"""
+        self._plain_usage = b""
+        """… or as it came."""
         self._choices: list[Choice] | None = None
 
-    def read_usage(self) -> dict[str, Any] | None:
-        """The usage of an undecoded answer, in OpenAI's arithmetic. Raises UpstreamError if it is not an object."""
-        raw = (self.fields or {}).get("usage")
-        try:
-            said = _decode_usage(raw) if raw is not None else None
+    def take_usage(self, exchange: Exchange) -> None:
+        """Has the attempt remember the usage, if there is one. Raises UpstreamError if it is not an object."""
+        if self.fields is None:
+            self.usage = (self.completion or {}).get("usage")
+            raw = b""
+        else:
+            raw = bytes(self.fields.get("usage", b"null"))
+            plain = read_untouched(raw)
+            if plain is not None:
+                self._plain_usage = raw
+                _note_usage(exchange, self.attempt, plain, False, raw)
+                return
+            try:
+                said = _decode_usage(raw)
+            except msgspec.DecodeError:
+                raise bad_response("The provider's usage is not a JSON object.") from None
             self.usage = openai_usage(said) if said is not None else None
-        except msgspec.DecodeError:
-            raise bad_response("The provider's usage is not a JSON object.") from None
-        return self.usage
+        if self.usage:
+            remember_usage(exchange, self.attempt, self.usage, raw)
 
     def read_service_tier(self) -> str:
         """The tier that the answer says it was served at; "" for the standard one."""
@@ -120,6 +133,8 @@ class WholeAnswer:
             fields["strata"] = msgspec.Raw(_encode({"notices": notices}))
         if self.usage is not None:
             fields["usage"] = msgspec.Raw(_encode({**self.usage, "cost": cost}))
+        elif self._plain_usage:
+            fields["usage"] = msgspec.Raw(b'%b,"cost":%b}' % (self._plain_usage[:-1], _encode(cost)))
         return _encode(fields)
 
 
@@ -269,9 +284,12 @@ class AnswerStream:
 
 def remember_usage(exchange: Exchange, attempt: Attempt, usage: dict[str, Any], raw: bytes = b"") -> None:
     """Takes over a provider's usage: in our buckets, and in its own words (`raw`, if they are at hand)."""
-    attempt.usage, attempt.usage_suspect = from_openai(usage)
-    attempt.usage_raw = raw or _encode(usage)
-    attempt.source = "drained" if exchange.client_left else "provider"
+    _note_usage(exchange, attempt, *from_openai(usage), raw or _encode(usage))
     # Where an API speaks of the tier inside its usage, the translator leaves it there.
     if "service_tier" in usage:
         attempt.service_tier = read_service_tier(usage["service_tier"])
+
+
+def _note_usage(exchange: Exchange, attempt: Attempt, usage: Usage, suspect: bool, raw: bytes) -> None:
+    attempt.usage, attempt.usage_suspect, attempt.usage_raw = usage, suspect, raw
+    attempt.source = "drained" if exchange.client_left else "provider"

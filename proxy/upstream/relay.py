@@ -28,7 +28,7 @@ from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
 from proxy.routing.retries import RetryBudget, backoff_seconds
 from proxy.upstream.accounts import Account
-from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields, remember_usage
+from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.own_keys import OwnKeys, blame
@@ -276,16 +276,11 @@ class Relay:
         attempt.first_event_ns = time.monotonic_ns()
         exchange.upstream_wait_ns += attempt.first_event_ns - waited_from
         whole = WholeAnswer(attempt, read_fields(body), None) if account.passes_through else None
-        if whole is not None and whole.is_regular():
-            usage = whole.read_usage()
-            raw = bytes(whole.fields["usage"]) if whole.fields and usage else b""
-        else:
+        if whole is None or not whole.is_regular():
             whole = WholeAnswer(attempt, None, account.translator.decode_response(body))
-            usage, raw = (whole.completion or {}).get("usage"), b""
             self._keep_thoughts(exchange, attempt, whole.completion or {})
         attempt.service_tier = whole.read_service_tier()
-        if usage:
-            remember_usage(exchange, attempt, usage, raw)
+        whole.take_usage(exchange)
         _keep_whole(exchange, attempt, whole)
         if account.own_key is None:  # that somebody else's key is good says nothing of the operator's
             self._resting.succeeded(attempt.deployment.name)
