@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.admission import gate as gates
 from proxy.admission import keys
-from proxy.admission.gate import MASTER, Gate, permits
+from proxy.admission.gate import MASTER, Gate, KeptDigest, permits
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.config import Secret, SharedLimit, StaticKey
@@ -249,6 +249,41 @@ async def test_keys_in_postgres_are_admitted_until_they_are_revoked(db: Database
     assert error.code == "key_revoked"
     now = time.gmtime()
     assert error.message.startswith('The key "ci" was revoked on ') and str(now.tm_year) in error.message
+
+
+async def test_a_kept_digest_says_nothing_of_what_its_key_is_worth_now(db: Database) -> None:
+    clock, kept = Clock(), KeptDigest()
+    await add_key(db, KEY, expires_at=clock.now + 1)
+    gate = gate_over(Keyring(db, PEPPER), clock)
+    for _ in range(2):
+        assert (await gate.admit([BEARER], kept)).name == "ci"
+    assert kept.digest == keys.digest(KEY, PEPPER)
+    clock.now += 1
+    with pytest.raises(Unauthenticated, match="expired"):
+        await gate.admit([BEARER], kept)
+
+
+async def test_a_kept_digest_is_made_anew_when_the_pepper_changes() -> None:
+    keyring, kept = Keyring(away(), PEPPER, static=[StaticKey(name="ci", key=Secret(KEY))]), KeptDigest()
+    gate = gate_over(keyring)
+    assert (await gate.admit([BEARER], kept)).name == "ci"
+    keyring.use_pepper(b"q" * 32, "other")
+    gate.use_pepper(b"q" * 32)
+    assert (await gate.admit([BEARER], kept)).name == "ci"
+
+
+async def test_a_kept_digest_does_not_let_a_stranger_in(gate: Gate) -> None:
+    kept = KeptDigest()
+    for _ in range(2):
+        with pytest.raises(Unauthenticated, match="checksum"):
+            await gate.admit([(b"x-api-key", KEY[:-1].encode() + b"!")], kept)
+    with pytest.raises(Unauthenticated, match="No API key"):
+        await gate.admit([], KeptDigest())
+
+
+async def test_the_master_key_is_known_again(gate: Gate) -> None:
+    kept, credentials = KeptDigest(), [(b"authorization", f"Bearer {MASTER_KEY}".encode())]
+    assert [await gate.admit(credentials, kept) for _ in range(2)] == [MASTER, MASTER]
 
 
 async def test_an_expired_key_is_refused_from_the_second_on_in_which_it_expires(db: Database) -> None:

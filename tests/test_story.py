@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -154,6 +155,27 @@ async def test_a_bad_key_is_told_so(gateway: Gateway) -> None:
             await stranger.chat.completions.create(model="sim/chat", messages=HELLO)
     assert raised.value.code == "invalid_api_key"
     assert raised.value.request_id
+
+
+def test_a_key_revoked_between_two_requests_of_one_connection_is_refused(gateway: Gateway) -> None:
+    key = gateway.create_key("leaving")
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}", **FAST}
+    body = json.dumps({"model": "sim/echo", "messages": HELLO})
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)) as connection:
+
+        def ask() -> tuple[int, bytes]:
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        assert [ask()[0] for _ in range(3)] == [200] * 3
+        socket = connection.sock
+        assert gateway.strata("keys", "revoke", "leaving").returncode == 0
+        deadline = time.monotonic() + 20
+        while (answer := ask())[0] == 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert answer[0] == 401 and b"key_revoked" in answer[1]
+        assert connection.sock is socket
 
 
 async def test_an_unknown_model_comes_with_a_suggestion(client: AsyncOpenAI) -> None:

@@ -1,8 +1,9 @@
 """
 From the headers of a request to its caller: which key or person, whether it lives, which models, which limits bind it.
 
-Digest first, questions later: a key that is known costs one HMAC and two dictionary look-ups. What came instead (junk,
-another gateway's key, a provider's) is only asked once nothing was found, for the sake of the message.
+Digest first, questions later: a key that is known costs one HMAC and two dictionary look-ups, and only the look-ups on
+a connection that sends the same head again. What came instead (junk, another gateway's key, a provider's) is only asked
+once nothing was found, for the sake of the message.
 """
 
 from __future__ import annotations
@@ -44,6 +45,17 @@ FOREIGN_KEYS = (
 """How keys of providers begin, most particular first; only to say so when one is sent here."""
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class KeptDigest:
+    """Of the key in one head, for whoever sends that same head again. What the key is worth is asked each time."""
+
+    __slots__ = ("digest", "pepper")
+
+    def __init__(self) -> None:
+        self.digest = b""
+        self.pepper: bytes | None = None
+        """What it was made with; None: it was not made yet."""
 
 
 class Gate:
@@ -97,35 +109,45 @@ class Gate:
         """What digests are made with from now on; the keyring's must be the same."""
         self._pepper = pepper
 
-    async def admit(self, credentials: Sequence[tuple[bytes, bytes]]) -> Caller:
+    async def admit(self, credentials: Sequence[tuple[bytes, bytes]], kept: KeptDigest | None = None) -> Caller:
         """
-        Who sent these credential headers (all that are present: lower-case name, value). Does not suspend for a key
-        that is known. Raises Unauthenticated, CallerError (`ambiguous_credentials`) or, if Postgres is away and only it
-        could tell, Unavailable.
+        Who sent these credential headers (all that are present: lower-case name, value); `kept` belongs to them. Does
+        not suspend for a key that is known. Raises Unauthenticated, CallerError (`ambiguous_credentials`) or, if
+        Postgres is away and only it could tell, Unavailable.
         """
-        return await self.admit_token(credential(credentials))
-
-    async def admit_token(self, token: bytes | None) -> Caller:
-        """Like `admit`, for what was found."""
-        if token is None:
-            raise Unauthenticated(
-                f'No API key. Send "Authorization: Bearer {self._prefix}…"; make one with: strata keys create NAME',
-                code="missing_api_key",
-            )
-        if token.startswith(b"eyJ") and token.count(b".") == 2 and self._people is not None:
+        caller = self.recognise(credentials, kept)
+        if caller is not None:
+            return caller
+        token = self._token(credentials)
+        if self._people is not None and _is_persons(token):
             return self._as_person(await self._people.find(token))
-        if len(token) > MAX_KEY_BYTES:
+        row = await self._keyring.find(keys.digest(token, self._pepper))
+        if row is None:
             raise self._unknown(token)
-        digest = keys.digest(token, self._pepper)
+        return self._of_key(row)
+
+    def recognise(self, credentials: Sequence[tuple[bytes, bytes]], kept: KeptDigest | None = None) -> Caller | None:
+        """`admit` as far as it goes without waiting for anybody. None: it goes further."""
+        if kept is not None and kept.pepper is self._pepper:
+            digest = kept.digest
+        else:
+            token = self._token(credentials)
+            if _is_persons(token):
+                return None
+            digest = keys.digest(token, self._pepper)
+            if kept is not None:
+                kept.digest, kept.pepper = digest, self._pepper
         row = self._keyring.known(digest)
         if row is None:
+            token = self._token(credentials)
             if any([hmac.compare_digest(token, key) for key in self._master_keys]):
                 return self._master
             if not keys.well_formed(token, self._prefix_bytes):
                 raise self._unknown(token)
-            row = await self._keyring.find(digest)
-            if row is None:
-                raise self._unknown(token)
+            return None
+        return self._of_key(row)
+
+    def _of_key(self, row: KeyRow) -> Caller:
         if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= self._wall_clock()):
             raise _ended(row)
         known = self._callers.get(row.id)
@@ -161,6 +183,17 @@ class Gate:
             role=row.role,
         )
         return self._keep(row, caller)
+
+    def _token(self, credentials: Sequence[tuple[bytes, bytes]]) -> bytes:
+        token = credential(credentials)
+        if token is None:
+            raise Unauthenticated(
+                f'No API key. Send "Authorization: Bearer {self._prefix}…"; make one with: strata keys create NAME',
+                code="missing_api_key",
+            )
+        if len(token) > MAX_KEY_BYTES and not _is_persons(token):
+            raise self._unknown(token)
+        return token
 
     def _remember(self, row: KeyRow) -> Caller:
         caller = Caller(
@@ -213,6 +246,11 @@ class Gate:
             "This key is not known here. Keys of another gateway or of OpenAI do not work; "
             "make one with: strata keys create NAME"
         )
+
+
+def _is_persons(token: bytes) -> bool:
+    """Whether it has the form of a token of somebody who has signed in; whether it is one says its verifier."""
+    return token.startswith(b"eyJ") and token.count(b".") == 2
 
 
 def credential(credentials: Sequence[tuple[bytes, bytes]]) -> bytes | None:

@@ -30,7 +30,7 @@ class Callers:
         if cookie is None:
             caller = await self._gate.admit(credentials)
         else:
-            caller = await self._gate.admit_token(cookie.encode("utf-8", "surrogatepass"))
+            caller = await self._gate.admit([(b"authorization", b"Bearer " + cookie.encode("utf-8", "surrogatepass"))])
             check_origin(request, cookie, self._tokens)
         require(caller, request.method, request.scope["route"].path)
         return caller

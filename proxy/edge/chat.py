@@ -61,7 +61,7 @@ class Chat:
         """One request, from its bytes to its ledger rows."""
         exchange = self._open(lane)
         try:
-            caller = exchange.caller = await self._gate.admit(lane.head.credentials)
+            caller = exchange.caller = await self._gate.admit(lane.head.credentials, lane.head.digest)
             if caller.role != "key":
                 require(caller, "POST", PATH)
             chat = dialect.decode(_json_body(lane))

@@ -21,7 +21,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 def access_cookie(request: Request) -> str | None:
-    return request.cookies.get(ACCESS)
+    return request.cookies.get(ACCESS) or None
 
 
 def refresh_cookie(request: Request) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import httptools
 
+from proxy.admission.gate import KeptDigest
 from proxy.errors import CallerError
 
 Header = tuple[bytes, bytes]
@@ -37,6 +38,7 @@ class Head:
         "chunked",
         "content_type",
         "credentials",
+        "digest",
         "expects",
         "forwarded_for",
         "hints",
@@ -48,6 +50,7 @@ class Head:
     def __init__(self) -> None:
         self.credentials: list[Header] = []
         """Every header that may carry a key: lower-case name, value."""
+        self.digest = KeptDigest()
         self.content_type = b""
         self.request_id: bytes | None = None
         self.hints: dict[str, str] = {}
