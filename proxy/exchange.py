@@ -174,6 +174,8 @@ class Attempt(msgspec.Struct):
     """Why it failed, in the words of its error."""
     own_key: OwnKey | None = None
     """What it was sent with; None: the operator's key."""
+    row_begins: bytes = b""
+    """The columns of its ledger rows that are settled when it is sent, once they have been encoded."""
 
 
 class Exchange(msgspec.Struct):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import Deployment, Ledger, PriceOverride, Prices, Provider
-from proxy.exchange import Attempt, Caller, Exchange, Hold, Usage
+from proxy.exchange import Attempt, Caller, Exchange, Hold, OwnKey, Usage
 from proxy.metering import tokens
 from proxy.metering.journal import Journal, MeteringUnavailable
 from proxy.metering.meter import MAX_COST_NANO_USD, Meter
@@ -91,6 +91,84 @@ async def test_a_dispatch_is_in_the_journal_with_the_most_it_can_cost(bench: Ben
     unheld = attempt(2)
     bench.meter.dispatch(exchange(), unheld)
     assert bench.records()[1][1].cost_nano_usd == 50 * 3 + 20 * 10 + 100
+
+
+async def test_every_column_of_a_row_is_in_its_place(bench: Bench) -> None:
+    caller = Caller("k1", "team key", "sk-…", user_id="u1", team_id="t1")
+    whole = exchange(caller=caller, stream=True)
+    one = attempt(
+        hold=Hold(900, ("b1", "b2"), (7, 8)),
+        usage=Usage(*range(1, 12)),
+        usage_raw=b'{"prompt_tokens":14}\xff',
+        source="provider",
+        status=201,
+        first_event_ns=2_500_000_000,
+        ended_ns=4_000_000_000,
+        usage_suspect=True,
+        service_tier="flex",
+        own_key=OwnKey("o1", "mine", "user", "abcd"),
+    )
+    bench.meter.dispatch(whole, one)
+    bench.meter.settle(whole, one)
+    (_, dispatched), (_, settled) = bench.records()
+    expected = LedgerRow(
+        request_id=whole.id,
+        attempt=1,
+        started_at_ms=1_790_000_000_000,
+        worker_id=bench.journal.worker_id.bytes,
+        public_id="req_1",
+        key_id="k1",
+        key_name="team key",
+        user_id="u1",
+        team_id="t1",
+        endpoint="/v1/chat/completions",
+        model="m",
+        deployment="p/m",
+        provider="p",
+        stream=True,
+        status=201,
+        outcome="ok",
+        source="provider",
+        input_tokens=1,
+        cache_read_tokens=2,
+        cache_write_5m_tokens=3,
+        cache_write_1h_tokens=4,
+        audio_input_tokens=5,
+        output_tokens=6,
+        reasoning_tokens=7,
+        audio_output_tokens=8,
+        cost_nano_usd=one.cost_nano_usd,
+        price_state=one.price_state,
+        price_source=one.price_source,
+        usage_raw='{"prompt_tokens":14}\ufffd',
+        usage_suspect=True,
+        duration_ms=2_000,
+        first_token_ms=500,
+        budget_ids=("b1", "b2"),
+        budget_starts_ms=(7, 8),
+        image_input_tokens=9,
+        image_output_tokens=10,
+        searches=11,
+        service_tier="flex",
+        provider_key_id="o1",
+    )
+    assert settled == expected
+    alike = LedgerRow.__struct_fields__[:14]
+    assert [getattr(dispatched, name) for name in alike] == [getattr(settled, name) for name in alike]
+    assert bench.meter.settled_total == 1
+
+
+async def test_rows_name_the_caller_and_the_deployment_of_their_own_request(bench: Bench) -> None:
+    for number, name in enumerate(("a", "b", "a"), 1):
+        renamed = exchange(caller=Caller("k1", name, "sk-…"))
+        bench.meter.dispatch(renamed, attempt(number))
+    bench.meter.dispatch(exchange(), attempt(4))
+    assert [(row.key_id, row.key_name) for _, row in bench.records()] == [
+        ("k1", "a"),
+        ("k1", "b"),
+        ("k1", "a"),
+        (None, ""),
+    ]
 
 
 async def test_a_settlement_has_the_providers_numbers_and_its_exact_price(bench: Bench) -> None:

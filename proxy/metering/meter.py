@@ -19,7 +19,7 @@ from proxy.metering.price_lines import Price
 from proxy.metering.prices import PriceBook
 from proxy.metering.segments import SETTLE, Position
 from proxy.metering.tokens import TOKENIZER, Tokenizer
-from proxy.storage.ledger import Charge, LedgerRow, encode_row
+from proxy.storage.ledger import Charge
 
 log = logging.getLogger("strata.metering")
 
@@ -30,6 +30,8 @@ NS_PER_MS = 1_000_000
 
 _NOTHING_USED = Usage()
 _NO_CHARGE: Charge = ((), ())
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Meter:
@@ -57,7 +59,7 @@ class Meter:
         self.settled_total = 0
         """Of those dispatched: the difference is what is open in the journal."""
         self._journal = journal
-        self._worker_id = journal.worker_id.bytes
+        self._worker_id = msgspec.Raw(_encode(journal.worker_id.bytes))
         self._offer = offer
         self._tokenizer = tokenizer
         self._clock_ns = clock_ns
@@ -75,8 +77,8 @@ class Meter:
         if attempt.hold is not None:
             price = Price(price.state, attempt.hold.nano_usd, price.source)
         usage = Usage(attempt.input_tokens_bound, output=attempt.output_tokens_bound)
-        row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
-        self._journal.append_dispatch((exchange.id, attempt.number), encode_row(row))
+        row = self._encode_row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
+        self._journal.append_dispatch((exchange.id, attempt.number), row)
         attempt.dispatched = True
         self.dispatched_total += 1
 
@@ -92,8 +94,8 @@ class Meter:
         attempt.noted_tokens += self._tokenizer.count("".join(new))
         usage = _at_least(attempt, said, attempt.noted_tokens)
         price = self.prices.cost(attempt.deployment, usage, exchange.started_at_ms, attempt.service_tier)
-        row = self._row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
-        self._journal.append_progress(encode_row(row))
+        row = self._encode_row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
+        self._journal.append_progress(row)
 
     async def count(self, attempt: Attempt) -> None:
         """
@@ -148,13 +150,12 @@ class Meter:
             attempt.usage_suspect = True
         attempt.usage = usage
         attempt.price_state, attempt.cost_nano_usd, attempt.price_source = price
-        row = self._row(exchange, attempt, usage, price, source=attempt.source, outcome=attempt.outcome)
-        record = encode_row(row)
-        position = self._journal.append(SETTLE, record)
+        row = self._encode_row(exchange, attempt, usage, price, source=attempt.source, outcome=attempt.outcome)
+        position = self._journal.append(SETTLE, row)
         self._journal.close_dispatch((exchange.id, attempt.number))
         self.settled_total += 1
         hold = attempt.hold
-        self._offer(record, position, (hold.budget_ids, hold.period_starts_ms) if hold is not None else _NO_CHARGE)
+        self._offer(row, position, (hold.budget_ids, hold.period_starts_ms) if hold is not None else _NO_CHARGE)
 
     def _usage(self, attempt: Attempt) -> Usage:
         """What to bill; sets the source where the provider's numbers are missing."""
@@ -175,26 +176,35 @@ class Meter:
     def _count_now(self, attempt: Attempt) -> int:
         return self._tokenizer.count("".join(attempt.delivered_text))
 
-    def _row(
+    def _encode_row(
         self, exchange: Exchange, attempt: Attempt, usage: Usage, price: Price, *, source: str, outcome: str
-    ) -> LedgerRow:
-        caller, hold, deployment = exchange.caller, attempt.hold, attempt.deployment
-        started, first, ended = attempt.started_ns, attempt.first_event_ns, attempt.ended_ns
-        return LedgerRow(
-            exchange.id,
-            attempt.number,
-            exchange.started_at_ms,
-            self._worker_id,
-            exchange.request_id,
-            (caller.key_id or None) if caller else None,
-            caller.name if caller else "",
-            caller.user_id if caller else None,
-            caller.team_id if caller else None,
-            exchange.endpoint,
-            exchange.model,
-            deployment.name,
-            deployment.provider.name,
-            exchange.stream,
+    ) -> bytes:
+        """
+        A `LedgerRow`, column by column and without the object in between. How it begins is the same in all rows of the
+        attempt.
+        """
+        begins = attempt.row_begins
+        if not begins:
+            caller, deployment = exchange.caller, attempt.deployment
+            first_columns = (
+                exchange.id,
+                attempt.number,
+                exchange.started_at_ms,
+                self._worker_id,
+                exchange.request_id,
+                (caller.key_id or None) if caller is not None else None,
+                caller.name if caller is not None else "",
+                caller.user_id if caller is not None else None,
+                caller.team_id if caller is not None else None,
+                exchange.endpoint,
+                exchange.model,
+                deployment.name,
+                deployment.provider.name,
+                exchange.stream,
+            )
+            begins = attempt.row_begins = _encode(first_columns)[:-1]
+        hold, started, first, ended = attempt.hold, attempt.started_ns, attempt.first_event_ns, attempt.ended_ns
+        other_columns = (
             attempt.status,
             outcome,
             source,
@@ -211,16 +221,17 @@ class Meter:
             price.source,
             attempt.usage_raw.decode("utf-8", "replace")[:MAX_RAW_CHARS] if attempt.usage_raw else "",
             attempt.usage_suspect,
-            max(ended - started, 0) // NS_PER_MS,
-            max(first - started, 0) // NS_PER_MS if first else None,
-            hold.budget_ids if hold else (),
-            hold.period_starts_ms if hold else (),
+            (ended - started) // NS_PER_MS if ended > started else 0,
+            (first - started) // NS_PER_MS if first > started else 0 if first else None,
+            hold.budget_ids if hold is not None else (),
+            hold.period_starts_ms if hold is not None else (),
             usage.image_input,
             usage.image_output,
             usage.searches,
             attempt.service_tier,
             attempt.own_key.id if attempt.own_key is not None else None,
         )
+        return b"%b,%b" % (begins, _encode(other_columns)[1:])
 
 
 def _with_counted(attempt: Attempt, tokens: int) -> Usage:

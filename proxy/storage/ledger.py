@@ -23,7 +23,7 @@ SHIP_SECONDS = 10.0
 class LedgerRow(msgspec.Struct, frozen=True, array_like=True):
     """
     The columns of strata.usage, in their order. `budget_ids` and `budget_starts_ms` run in parallel. New ones go to the
-    end and have a default: a journal may have been written by the release before.
+    end and have a default: a journal may have been written by the release before. The meter writes rows without it.
     """
 
     request_id: bytes
