@@ -144,6 +144,7 @@ class Gateway:
         self.accounts: dict[str, Account] = {}
         self.own_keys = OwnKeys(self.database, vault, self.accounts, Elsewhere())
         self.door = _door(config.server)
+        self.door.recognise = self.gate.recognise
         self.rounds = Rounds(self.metrics.count_task_failure)
         self.database_ready = asyncio.Event()
         self.quit: Callable[[], None] = lambda: None

@@ -66,6 +66,7 @@ FIELDS: dict[str, list[Any]] = {
                  [{"role": "tool", "tool_call_id": 5, "content": "x"}]],
     "max_tokens": [True, 0, -1, 1.5, "5", "５", " 1_000 ", 2**31, 2**63, 2**64, [], {}],
     "max_completion_tokens": [True, 0, -1, 1.5, "5", 2**63, [], {}],
+    "best_of": [True, 0, -1, 129, 10**6, 1.5, "1", [], {}],
     "n": [True, 0, -1, 129, 10**6, 1.5, "1", [], {}],
     "temperature": [True, -0.1, 2.1, "1", [], {}, 10**300],
     "top_p": [True, -0.1, 1.1, "1", [], {}],

@@ -9,8 +9,9 @@ import pytest
 from proxy.config import Deployment, Provider
 from proxy.dialects.openai import DONE, Envelope
 from proxy.errors import StreamTruncated, UpstreamError
-from proxy.exchange import Attempt
+from proxy.exchange import Attempt, Exchange
 from proxy.providers import Chunk, Event
+from proxy.upstream.answers import WholeAnswer, read_fields
 from proxy.upstream.readers import PassReader, TranslatedReader
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -177,3 +178,51 @@ def test_a_translated_stream_without_usage_ends_when_its_decoder_says_so() -> No
     assert b"length" in one.close()
     assert one.done and one.ending(None) == DONE
     assert one.usage is None and one.usage_so_far == {"prompt_tokens": 3}
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+UNREADABLE = {
+    "no JSON": b"{nope",
+    "no UTF-8": b'{"choices":[{"index":0,"delta":{"content":"\xff"}}]}',
+    "half a surrogate": rb'{"choices":[{"index":0,"delta":{"content":"\ud800"}}]}',
+    "deep content": b'{"choices":[{"index":0,"delta":{"content":' + DEEP + b"}}]}",
+    "deep error": b'{"error":' + DEEP + b"}",
+    "deep usage": b'{"choices":[],"usage":{"a":' + DEEP + b"}}",
+    "no UTF-8 beside usage": b'{"id":"\xff","choices":[],"usage":{"prompt_tokens":1}}',
+    "no UTF-8 in another shape": b'{"id":"\xff","choices":[{"index":0}]}',
+    "an array": b"[1]",
+    "choices that are a number": b'{"choices":5}',
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_ends_the_answer_and_is_no_fault_of_ours(name: str) -> None:
+    for kind in ("", "error"):
+        with pytest.raises(StreamTruncated, match="not a chunk"):
+            reader(asked=True).feed(Event(kind, UNREADABLE[name]))
+
+
+VALUES = {
+    "no UTF-8": b'["\xff"]',
+    "half a surrogate": rb'["\ud800"]',
+    "deep": DEEP,
+    "deep content": b'[{"message":{"content":' + DEEP + b"}}]",
+    "number": b"5",
+    "empty": b'""',
+}
+
+
+@pytest.mark.parametrize("field", ["choices", "usage", "error", "service_tier"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_whole_answer_that_cannot_be_read_is_a_bad_one_or_does_without(field: str, kind: str) -> None:
+    fields = {"choices": b"[]", field: VALUES[kind]}
+    body = b"{" + b",".join(b'"%b":%b' % (name.encode(), said) for name, said in fields.items()) + b"}"
+    read = 0
+    try:
+        answer = WholeAnswer(attempt(), read_fields(body), None)
+        answer.take_usage(Exchange(b"", "req_1", "chat", 0, 0))
+        read += len(answer.choices()) + (answer.attempt.usage is not None)
+        assert len(answer.read_service_tier()) < 100
+    except UpstreamError as error:
+        assert error.status == 502
+    assert read == 0

@@ -19,6 +19,7 @@ from proxy.upstream.reserve import (
     LIMIT_BYTES,
     UNKNOWN_WINDOW_TOKENS,
     Reserve,
+    choices,
     media_tokens,
     output_bound,
 )
@@ -95,6 +96,11 @@ async def test_where_the_maximum_is_unknown_too_a_limit_is_set() -> None:
     limit, attempt = await reserve(till, ASKED)
     assert limit == DEFAULT_OUTPUT_BOUND == attempt.output_tokens_bound
     assert till.held == [100 + LIMIT_BYTES + 10 * DEFAULT_OUTPUT_BOUND]
+
+
+@pytest.mark.parametrize(("n", "best_of", "answers"), [(3, None, 3), (1, 5, 5), (4, 2, 4), (None, 2, 2)])
+def test_all_answers_that_are_made_are_reserved_for(n: int | None, best_of: int | None, answers: int) -> None:
+    assert choices({"n": n, "best_of": best_of}) == answers
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 481), (4, 120)])

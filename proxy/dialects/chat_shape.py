@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+Choices = Annotated[int, Meta(ge=1, le=128)]
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -114,6 +115,7 @@ class ChatShape(Struct):
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=20_000)]
     audio: dict[str, Any] | None = None
+    best_of: Choices | None = None
     frequency_penalty: Penalty | None = None
     function_call: str | dict[str, Any] | None = None
     functions: Annotated[list[Function], Meta(max_length=2_048)] | None = None
@@ -124,7 +126,7 @@ class ChatShape(Struct):
     metadata: Annotated[dict[str, str], Meta(max_length=64)] | None = None
     modalities: list[str] | None = None
     moderation: dict[str, Any] | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Choices | None = None
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     presence_penalty: Penalty | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from proxy.admission.gate import Gate
 from proxy.admission.turns import Turns, wanted_tokens
@@ -24,12 +24,15 @@ from proxy.exchange import Attempt, Caller, Exchange
 from proxy.metering.meter import Meter
 from proxy.providers import ChatRequest
 from proxy.routing.plan import Router
+from proxy.upstream.accounts import HOPS
 from proxy.upstream.answers import AnswerStream, WholeAnswer
 from proxy.upstream.relay import Relay
 
 log = logging.getLogger("strata.edge")
 
 PATH = "/v1/chat/completions"
+MAX_HOPS = 3
+"""More gateways than stand one behind the other on purpose."""
 JSON_TYPE = b"application/json"
 """What a body calls itself. curl without -H says application/x-www-form-urlencoded, and is told."""
 
@@ -76,6 +79,8 @@ class Chat:
             plan = exchange.plan = self._router.plan(model, time.monotonic())
             if exchange.stream:
                 lane.keepalive_head = lambda: stream_head(exchange, None, limits, full=False)
+            lane.on_gone = lambda: _leave(exchange)
+            exchange.client_left = lane.gone
             answer = await self._relay.answer(plan, chat, exchange)
             if isinstance(answer, WholeAnswer):
                 await self._whole(lane, exchange, answer, limits)
@@ -163,6 +168,10 @@ class Chat:
         lane.finish(_told(exchange) + answer.ending(_cost_usd(answer.attempt)))
 
 
+def _leave(exchange: Exchange) -> None:
+    exchange.client_left = True
+
+
 def _json_body(lane: LaneRequest) -> bytes:
     content_type = lane.head.content_type
     if content_type and not content_type.lower().startswith(JSON_TYPE):
@@ -176,12 +185,35 @@ def _take_wishes(exchange: Exchange, chat: ChatRequest) -> None:
     """What the client says to the gateway: in the body under `strata`, or in headers of the same names."""
     hints, said = exchange.hints, chat.get("strata")
     if hints:
-        if "x-strata-strict" in hints:
-            exchange.strict = hints["x-strata-strict"].lower() == "true"
-        exchange.wants_notices = hints.get("x-strata-notices", "").lower() == "true"
+        _refuse_circles(hints)
+        strict = _wish(hints, "x-strata-strict")
+        exchange.strict = exchange.strict if strict is None else strict
+        exchange.wants_notices = bool(_wish(hints, "x-strata-notices"))
     if said:
         exchange.strict = exchange.strict if said.get("strict") is None else said["strict"]
         exchange.wants_notices = said.get("notices") or exchange.wants_notices
+
+
+def _wish(hints: Mapping[str, str], name: str) -> bool | None:
+    said = hints.get(name, "").lower()
+    if said not in ("", "true", "false"):
+        raise CallerError(f"The header {name} must be true or false.", code="invalid_value", param=name)
+    return said == "true" if said else None
+
+
+def _refuse_circles(hints: Mapping[str, str]) -> None:
+    """A gateway may stand before another. One whose provider is itself, or leads back to it, would ask without end."""
+    hops = hints.get(HOPS, "0")
+    if not (hops.isascii() and hops.isdigit() and len(hops) == 1):
+        raise CallerError(f"{HOPS} is for gateways to set, and is one digit.", code="invalid_value", param=HOPS)
+    if int(hops) > MAX_HOPS:
+        raise GatewayFault(
+            f"This request has been through {hops} gateways, so a provider's api_base leads back to a gateway that it "
+            "came from. Its operator mends that in config.yaml.",
+            status=508,
+            code="loop_detected",
+            error_type="gateway_config",
+        )
 
 
 def _told(exchange: Exchange) -> bytes:

@@ -44,9 +44,10 @@ class Parameters:
             return None
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
+            # In UTC here and not at the database: one near the ends of the calendar may have no such time.
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             raise wrong(name, "must be a time like 2026-11-23T14:00:00Z") from None
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def wrong(name: str, why: str) -> CallerError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from proxy.edge.heads import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     Head,
+    Header,
     PlainHead,
     body_too_large,
     check_target,
@@ -57,6 +59,8 @@ class Door:
     proxies: TrustedProxies | None = None
     origins: Origins | None = None
     hosts: Hosts | None = None
+    recognise: Callable[[Sequence[Header]], object] = lambda credentials: None
+    """Raises GatewayError for credentials that are certainly none."""
     in_flight: int = 0
     connections: set[GatewayProtocol] = field(default_factory=set)
 
@@ -258,6 +262,8 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             if self.door.hosts is not None:
                 self.door.hosts.check(head.host)
+            if head.expects:  # who waits for our word is told before he sends a body for nothing
+                self.door.recognise(head.credentials)
             keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
             self._enter_lane(story, head, keep_alive)
 

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from proxy.config import Provider
 from proxy.config.presets import SIM
 from proxy.config.problems import suggestion
+from proxy.dialects.bodies import decode_object
 from proxy.edge.callers import Callers, json_answer
 from proxy.errors import CallerError, PolicyError
 from proxy.exchange import Caller
@@ -351,15 +352,13 @@ def _owner(caller: Caller, wanted: NewKey) -> tuple[str, str | None]:
 
 def _decoded(body: bytes, shape: type[Any]) -> Any:
     try:
-        return msgspec.json.decode(body, type=shape)
+        return msgspec.convert(decode_object(body), shape)
     except msgspec.ValidationError as error:
         # its words name fields and types, never a value
         path = re.search(r"`\$\.(\w+)`", str(error))
         raise CallerError(
             f"The body is not as it should be: {error}.", code="invalid_value", param=path[1] if path else None
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise CallerError("The body must be a JSON object.", code="invalid_json") from None
 
 
 def _anyway(request: Request) -> bool:

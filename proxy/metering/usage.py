@@ -82,7 +82,7 @@ def read_untouched(usage: bytes) -> Usage | None:
     """A usage as it came, if it is plain and in OpenAI's own arithmetic; else None, and it has to be looked into."""
     try:
         return _buckets(_decode_untouched(usage))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 

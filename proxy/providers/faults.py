@@ -62,12 +62,16 @@ FAULTS = {
     "overloaded": Fault(
         503, "provider_overloaded", SERVER, "provider_overloaded", True, True, "The provider is overloaded"
     ),
+    "loop": Fault(
+        508, "loop_detected", SERVER, "gateway_config", False, False,
+        "The request went round in a circle of gateways. The operator mends the api_base of its provider", False,
+    ),
     "error": Fault(502, "provider_error", SERVER, "provider_error", True, True, "The provider failed"),
 }  # fmt: skip
 
 STATUSES = {
     400: "invalid", 401: "auth", 402: "quota", 403: "auth", 404: "no_model", 408: "timeout", 413: "too_large",
-    422: "invalid", 429: "rate", 503: "overloaded", 504: "timeout", 529: "overloaded",
+    422: "invalid", 429: "rate", 503: "overloaded", 504: "timeout", 508: "loop", 529: "overloaded",
 }  # fmt: skip
 """Everything else that is not a success is `error`."""
 

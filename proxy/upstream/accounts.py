@@ -21,6 +21,8 @@ from proxy.upstream.connections import Origin, Pool, Response
 from proxy.upstream.credentials import Credential, Outgoing, Surroundings, authorise
 
 MAX_HEADS = 64
+HOPS = "x-strata-hops"
+"""Through how many gateways a request has been. The edge has read it and knows it for a small number."""
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*")
@@ -46,6 +48,8 @@ class Account:
         """Headers of the client that this provider may see."""
         self.passes_through = self.translator.same_dialect and not provider.quirks.get("normalise")
         """Its answers go to the client as they came. Not so where a provider speaks our dialect with an accent."""
+        self._first_hop = f"{HOPS}: 1\r\n".encode() if self.translator.same_dialect else b""
+        """Only where another gateway may stand, which would speak our dialect."""
         url = urlsplit(provider.api_base)
         port = url.port or (443 if url.scheme == "https" else 80)
         self._origin = Origin(url.scheme, url.hostname or "", port)
@@ -77,7 +81,7 @@ class Account:
     ) -> Awaitable[Response]:
         """Sends, and waits for the answer's head. Raises UpstreamError; its `sent` says whether bytes may have left."""
         fixed = self._heads.get(request.path) or self._remember_head(request)
-        more = b"" if not self.forwards else self._forwarded(hints)
+        more = self._first_hop if not hints else self._forwarded(hints)
         head = b"%b%bcontent-length: %d\r\n" % (fixed, more, len(body))
         if self._credential is not None:
             return self._send_signed(self._credential, request, head, body, connect_seconds, deadline)
@@ -133,8 +137,10 @@ class Account:
         return head
 
     def _forwarded(self, hints: Mapping[str, str]) -> bytes:
-        lines = "".join(_header(name, hints[name]) for name in self.forwards if name in hints)
-        return lines.encode("latin-1")
+        lines = "".join(_header(name, hints[name]) for name in self.forwards if name in hints).encode("latin-1")
+        if HOPS not in hints or not self._first_hop:
+            return self._first_hop + lines
+        return b"%b: %d\r\n%b" % (HOPS.encode(), int(hints[HOPS]) + 1, lines)
 
     def _fixed_head(self, authority: Mapping[str, str]) -> str:
         lines = [

@@ -23,7 +23,7 @@ from proxy.providers.usage import openai_usage
 from proxy.upstream.connections import Response
 from proxy.upstream.eventstream import EventStream
 from proxy.upstream.framing import SSE
-from proxy.upstream.readers import Reader
+from proxy.upstream.readers import UNREADABLE, Reader
 
 FRAMINGS: dict[str, type[SSE | EventStream]] = {"sse": SSE, "aws": EventStream}
 """By `Translator.framing`."""
@@ -92,7 +92,7 @@ class WholeAnswer:
                 return
             try:
                 said = _decode_usage(raw)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 raise bad_response("The provider's usage is not a JSON object.") from None
             self.usage = openai_usage(said) if said is not None else None
         if self.usage:
@@ -103,7 +103,10 @@ class WholeAnswer:
         if self.fields is None:
             return read_service_tier((self.completion or {}).get("service_tier"))
         raw = self.fields.get("service_tier")
-        return read_service_tier(_decode_any(raw)) if raw is not None else ""
+        try:
+            return read_service_tier(_decode_any(raw)) if raw is not None else ""
+        except UNREADABLE:
+            return ""
 
     def is_regular(self) -> bool:
         """
@@ -122,7 +125,7 @@ class WholeAnswer:
                     self._choices = _decode_choices(self.fields["choices"])
                 else:
                     self._choices = msgspec.convert((self.completion or {}).get("choices", []), list[Choice])
-            except (msgspec.DecodeError, msgspec.ValidationError):
+            except UNREADABLE:
                 raise bad_response("The provider's answer has choices that are none.") from None
         return self._choices
 
@@ -142,10 +145,11 @@ def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """A whole answer, of which only the fields are decoded. Raises UpstreamError if it is an error or no answer."""
     try:
         fields = _decode_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        error = _decode_any(body) if bytes(fields.get("error", b"null")) != b"null" else None
+    except UNREADABLE:
         raise bad_response("The provider's answer is not a JSON object.") from None
-    if bytes(fields.get("error", b"null")) != b"null":
-        raise stream_error(_decode_any(body))
+    if error is not None:
+        raise stream_error(error)
     if bytes(fields.get("choices", b""))[:1] != b"[":
         raise bad_response("The provider's answer has no choices.")
     return fields

@@ -100,7 +100,7 @@ def _told(account: Account, text: str) -> str:
 def _models(body: bytes) -> str:
     try:
         listed = msgspec.json.decode(body, type=_Listed)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return ""
     found = listed.data if listed.data is not None else listed.models
     return f"{len(found)} models, " if found is not None else ""

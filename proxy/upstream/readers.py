@@ -90,6 +90,9 @@ class TapChunk(msgspec.Struct):
 Keep = Callable[[list[Json], list[Json]], None]
 """Takes the `reasoning_details` and the tool calls of an answer that is whole."""
 
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What reading JSON from a stranger may raise: it is none, is no UTF-8, or is nested without end."""
+
 _tap = msgspec.json.Decoder(TapChunk).decode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
@@ -100,7 +103,7 @@ class PassReader:
         self._attempt = attempt
         self._envelope = envelope
         self._asked_usage = asked_usage
-        self._usage_frame = b""
+        self._usage_frame: Json = {}
         self._service_tier: Any = None
         self.done = False
         self.content = False
@@ -119,10 +122,13 @@ class PassReader:
             self._finish()
             return b""
         try:
-            chunk = _tap(data)
-        except msgspec.DecodeError:
+            return self._take(event.name, data)
+        except UNREADABLE:
             raise StreamTruncated("The provider sent a stream event that is not a chunk.") from None
-        if chunk.error is not None or event.name == "error":
+
+    def _take(self, name: str, data: bytes) -> bytes:
+        chunk = _tap(data)
+        if chunk.error is not None or name == "error":
             raise stream_error(_decode(data))
         if chunk.service_tier is not None and chunk.service_tier != self._service_tier:
             self._service_tier = chunk.service_tier
@@ -145,7 +151,7 @@ class PassReader:
         if not self._asked_usage or self.usage is None:
             return DONE
         if self._usage_frame:
-            return self._envelope.mend({**_decode(self._usage_frame), "usage": {**self.usage, "cost": cost}}) + DONE
+            return self._envelope.mend({**self._usage_frame, "usage": {**self.usage, "cost": cost}}) + DONE
         return self._envelope.usage(self.usage, cost) + DONE
 
     def _finish(self) -> None:
@@ -160,7 +166,7 @@ class PassReader:
     def _hold_usage(self, native: Json, chunk: TapChunk, data: bytes) -> bytes:
         self._take_usage(native)
         if not chunk.choices:
-            self._usage_frame = data
+            self._usage_frame = _decode(data)
             return b""
         shown = _decode(data)
         del shown["usage"]

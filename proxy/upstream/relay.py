@@ -112,6 +112,8 @@ class Relay:
         for step in self._further(plan, failures):
             if not failures[-1][1].retryable or not await self._may_go_on(step, failures, exchange):
                 break
+            if exchange.client_left:  # what is under way is finished; nothing more is begun that nobody waits for
+                break
             try:
                 return await self._attempt(step, chat, exchange)
             except UpstreamError as error:

@@ -133,13 +133,14 @@ class Reserve:
 
 
 def choices(chat: ChatRequest) -> int:
-    return int(chat.get("n") or 1)
+    """How many answers are made, and paid; `best_of` is of vLLM and its kin, which show fewer than they make."""
+    return max(int(chat.get("n") or 1), int(chat.get("best_of") or 1))
 
 
 def output_bound(chat: ChatRequest, target: Target) -> int:
     """Tokens of all answers to this request together, at most."""
     most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
-    return int(most or DEFAULT_OUTPUT_BOUND) * int(chat.get("n") or 1)
+    return int(most or DEFAULT_OUTPUT_BOUND) * choices(chat)
 
 
 def media_tokens(chat: ChatRequest, window_tokens: int) -> int:

@@ -75,6 +75,7 @@ TABLE = [
     (400, said("x", status="RESOURCE_EXHAUSTED"), "provider_rate_limited", 429, "rate_limit_exceeded", True, True),
     (408, b"", "provider_timeout", 504, "provider_timeout", True, True),
     (504, said("x", type="timeout_error"), "provider_timeout", 504, "provider_timeout", True, True),
+    (508, said("Round and round", code="loop_detected"), "gateway_config", 508, "loop_detected", False, False),
     (503, b"upstream connect error", "provider_overloaded", 503, "provider_overloaded", True, True),
     (529, said("Overloaded", type="overloaded_error"), "provider_overloaded", 503, "provider_overloaded", True, True),
     (500, said("Overloaded", type="overloaded_error"), "provider_overloaded", 503, "provider_overloaded", True, True),

@@ -207,7 +207,7 @@ def _keys(said: Mapping[str, Any], who: str) -> Found:
 def _decode(body: bytes) -> dict[str, Any]:
     try:
         native = msgspec.json.decode(body)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return {}
     return native if isinstance(native, dict) else {}
 
