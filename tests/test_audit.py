@@ -129,6 +129,7 @@ async def test_keys_and_budgets_are_noted_with_who_did_it(db: Database) -> None:
     row = await insert_key(db, name="ci", digest=b"d" * 32, **wanted, **budget, actor="cli:me")
     await revoke_key(db, "ci", "cli:you")
     await set_budget(db, "global", "", 9, 60, None, "cli:me")
+    await set_budget(db, "global", "", 11, 60, None, "cli:me")
     await end_budgets(db, "global", "", "cli:you")
     async with db.transaction() as connection:
         rows = (await list_audit(connection, limit=9))[::-1]
@@ -136,8 +137,10 @@ async def test_keys_and_budgets_are_noted_with_who_did_it(db: Database) -> None:
         ("cli:me", "key.create"),
         ("cli:you", "key.revoke"),
         ("cli:me", "budget.set"),
+        ("cli:me", "budget.set"),
         ("cli:you", "budget.end"),
     ]
+    assert [rows[2]["before"], rows[3]["before"]["limit_nano_usd"], rows[3]["after"]["limit_nano_usd"]] == [None, 9, 11]
     assert (rows[0]["object"], rows[0]["after"]["rpm"]) == (row.id, 5)
     assert rows[0]["after"]["budgets"][0]["limit_nano_usd"] == 7
     assert "digest" not in rows[0]["after"]

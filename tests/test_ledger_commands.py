@@ -205,6 +205,9 @@ async def test_every_budget_of_a_lost_host_gets_its_row_and_a_debt_gets_none(db:
     assert len(await forfeit(db, worker)) == 4
     assert await leases(db, worker) == []
     assert await forfeit(db, worker) == []
+    [noted] = await db.fetch("SELECT action, object, after::text FROM strata.audit")
+    said = {"leases": 4, "nano_usd": 3 * 700 - 5}
+    assert (noted["action"], noted["object"], msgspec.json.decode(noted["after"])) == ("ledger.forfeit", worker, said)
     for budget, settled in zip(budgets, (700, 0, 700, 700), strict=True):
         period = await read_period(db, budget)
         assert period is not None and (period.settled_nano_usd, period.leased_nano_usd) == (settled, 0)

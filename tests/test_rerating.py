@@ -238,3 +238,11 @@ def test_the_command_says_what_it_changed_by_model_and_day(
     assert "0 of 2 rows adjusted, $0.00 in all." in told and f"{change['day']}  fast" in told
     assert main(["prices", "rerate", "--since", "2020-01-01", "--until", "2020-01-02"], {}) == 0
     assert "no rows" in capsys.readouterr().out
+
+
+async def test_each_run_is_in_the_audit_log_and_a_trial_is_not(db: Database) -> None:
+    for dry_run in (True, False):
+        await rerate(db, PriceBook(), "fast", dry_run=dry_run)
+    [noted] = await db.fetch("SELECT action, after FROM strata.audit")
+    assert noted["action"] == "prices.rerate"
+    assert msgspec.json.decode(noted["after"])["models"] == ["fast"]

@@ -317,6 +317,8 @@ async def test_a_lost_master_key_can_be_given_up_and_only_a_lost_one(
     assert "1 virtual keys were revoked and 2 provider keys removed" in done.stdout, done.stderr
     await unlock(db, new)
     assert await read_all(db) == []
+    [noted] = await db.fetch("SELECT after FROM strata.audit WHERE action = 'vault.reset'")
+    assert '"provider_keys_removed": 2' in noted["after"]
     with pytest.raises(WrongMasterKey, match="strata vault reset --lost"):
         await unlock(db, old)
 

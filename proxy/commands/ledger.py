@@ -133,7 +133,7 @@ def _forfeit(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         found = data.run(config, home, lambda db: leases(db, worker))
     else:
         _refuse_if_here(home, worker)
-        found = data.run(config, home, lambda db: forfeit(db, worker))
+        found = data.run(config, home, lambda db: forfeit(db, worker, data.operator()))
     done = worker is not None and args.yes
     if args.json:
         print(to_json({"forfeited": done, "leases": found}))

@@ -114,7 +114,7 @@ def _rerate(config: Config, args: argparse.Namespace, environ: Mapping[str, str]
     changes = data.run(
         config,
         home_of(args, environ),
-        lambda db: rerating.run(db, since, until, args.model or (), dry_run=args.dry_run),
+        lambda db: rerating.run(db, since, until, args.model or (), dry_run=args.dry_run, actor=data.operator()),
     )
     print(to_json({"dry_run": args.dry_run, "changes": changes}) if args.json else _told(changes, dry_run=args.dry_run))
     return 0

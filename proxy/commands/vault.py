@@ -134,7 +134,7 @@ def reset(config: Config, home: Path, environ: Mapping[str, str]) -> str:
         try:
             await unlock(database, vault)
         except WrongMasterKey:
-            return await begin_anew(database, vault)
+            return await begin_anew(database, vault, data.operator())
         raise CallerError("The master key opens this database's vault. There is nothing to reset.", code="not_lost")
 
     lost = data.run(config, home, work)

@@ -20,6 +20,7 @@ from proxy.metering.meter import MAX_COST_NANO_USD
 from proxy.metering.price_lines import COLUMNS, Price, usage_in
 from proxy.metering.prices import PriceBook
 from proxy.storage import prices as sql
+from proxy.storage.audit import note
 from proxy.storage.ledger import LedgerRow, ship
 from proxy.storage.postgres import Database
 from proxy.storage.prices import STRIDE, Billed, Place
@@ -63,9 +64,20 @@ class Rerating:
         self._deployments = dict(deployments)
 
     async def run(
-        self, db: Database, since: datetime, until: datetime, models: Sequence[str] = (), *, dry_run: bool = False
+        self,
+        db: Database,
+        since: datetime,
+        until: datetime,
+        models: Sequence[str] = (),
+        *,
+        dry_run: bool = False,
+        actor: str = "gateway",
     ) -> list[Change]:
         """By day and model. Raises GatewayFault; what was written by then stays, and is right."""
+        if not dry_run:
+            span = {"since": since.isoformat(), "until": until.isoformat(), "models": list(models)}
+            async with db.transaction() as connection:
+                await note(connection, actor=actor, action="prices.rerate", object="usage", after=span)
         place: Place | None = Place(since)
         while place is not None:
             billed, place = await sql.rows_to_rerate(db, place, until, models, BATCH_ROWS)

@@ -71,6 +71,12 @@ async def list_budgets(db: Database) -> list[BudgetRow]:
     return [BudgetRow(**dict(row)) for row in await db.fetch(LIST_BUDGETS, timeout_seconds=LIST_SECONDS)]
 
 
+LIMIT_NOW = """
+    SELECT limit_nano_usd FROM strata.budgets
+    WHERE ended_at IS NULL AND scope = $1 AND subject = $2 AND source = 'database'
+        AND coalesce(window_seconds, 0) = coalesce($3, 0) AND coalesce(calendar, '') = coalesce($4, '')
+    FOR UPDATE
+"""
 RAISE_OR_LOWER = """
     UPDATE strata.budgets SET limit_nano_usd = $3
     WHERE ended_at IS NULL AND scope = $1 AND subject = $2 AND source = 'database'
@@ -99,6 +105,7 @@ async def set_budget(
     values = (limit_nano_usd, window_seconds, calendar)
     async with db.transaction() as connection:
         subject = await _subject(connection, scope, name)
+        was = await connection.fetchval(LIMIT_NOW, scope, subject, window_seconds, calendar)
         budget_id = await connection.fetchval(RAISE_OR_LOWER, scope, subject, *values)
         try:
             budget_id = str(budget_id or await connection.fetchval(INSERT_BUDGET, scope, subject, *values))
@@ -108,7 +115,8 @@ async def set_budget(
             ) from None
         window = {"window_seconds": window_seconds, "calendar": calendar}
         after = {"scope": scope, "subject": subject, "limit_nano_usd": limit_nano_usd, **window}
-        await note(connection, actor=actor, action="budget.set", object=budget_id, after=after)
+        before = None if was is None else {**after, "limit_nano_usd": was}
+        await note(connection, actor=actor, action="budget.set", object=budget_id, before=before, after=after)
         return budget_id
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 
+from proxy.storage.audit import note
 from proxy.storage.budgets import LOCK_PERIODS_OF_WORKER, RELEASE_WORKER
 from proxy.storage.ledger import EPOCH, LedgerRow, write_rows
 from proxy.storage.postgres import Database
@@ -38,7 +39,7 @@ async def leases(db: Database, worker_id: str | None = None) -> list[dict[str, A
     return [dict(row) for row in await db.fetch(LEASES, worker_id)]
 
 
-async def forfeit(db: Database, worker_id: str) -> list[dict[str, Any]]:
+async def forfeit(db: Database, worker_id: str, actor: str = "gateway") -> list[dict[str, Any]]:
     """Books the worker's leases as spent and ends them; returns what they were. Raises Unavailable: try again."""
     async with db.transaction(timeout_seconds=FORFEIT_SECONDS) as connection:
         await connection.execute(LOCK_PERIODS_OF_WORKER, worker_id)
@@ -47,6 +48,9 @@ async def forfeit(db: Database, worker_id: str) -> list[dict[str, Any]]:
         if rows:
             await write_rows(connection, rows)
         await connection.fetchval(RELEASE_WORKER, worker_id)
+        if found:
+            after = {"leases": len(found), "nano_usd": sum(lease["granted_nano_usd"] for lease in found)}
+            await note(connection, actor=actor, action="ledger.forfeit", object=worker_id, after=after)
     return [dict(lease) for lease in found]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from proxy.errors import GatewayFault
+from proxy.storage.audit import note
 from proxy.storage.postgres import Connection, Database
 from proxy.storage.sealing import CannotOpen, Place, Sealed, seal, unseal
 from proxy.storage.vault import VARIABLE, Vault, pepper_id_of
@@ -79,7 +80,7 @@ class Lost(NamedTuple):
     provider_keys: int
 
 
-async def begin_anew(db: Database, vault: Vault) -> Lost:
+async def begin_anew(db: Database, vault: Vault, actor: str = "gateway") -> Lost:
     """
     Gives the database a root of this vault's own. What hung on the lost master key ends: virtual keys are revoked,
     provider keys that cannot be opened any more are removed. For when `unlock` raises WrongMasterKey, and never else.
@@ -87,7 +88,10 @@ async def begin_anew(db: Database, vault: Vault) -> Lost:
     async with db.transaction() as connection:
         await connection.execute(REPLANT_ROOT, *seal(vault, PLACE, vault.root))
         virtual = await connection.fetchval(REVOKE_UNKNOWN, vault.pepper_id)
-        return Lost(virtual, await connection.fetchval(REMOVE_UNOPENED, list(vault.keks)))
+        lost = Lost(virtual, await connection.fetchval(REMOVE_UNOPENED, list(vault.keks)))
+        after = {"virtual_keys_revoked": lost.virtual_keys, "provider_keys_removed": lost.provider_keys}
+        await note(connection, actor=actor, action="vault.reset", object=vault.kek_id, after=after)
+        return lost
 
 
 async def _plant(connection: Connection, vault: Vault) -> None:
