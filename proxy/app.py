@@ -52,6 +52,8 @@ from proxy.rounds import (
     forget_people,
     keep_partitions,
     measure_budgets,
+    note_uses,
+    write_all_uses,
     write_price_lines,
 )
 from proxy.routing.pace import Pace
@@ -143,8 +145,7 @@ class Gateway:
         self.files = RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
         self.own_keys = OwnKeys(self.database, vault, self.accounts, Elsewhere())
-        self.door = _door(config.server)
-        self.door.recognise = self.gate.recognise
+        self.door = _door(config.server, self.gate)
         self.rounds = Rounds(self.metrics.count_task_failure)
         self.database_ready = asyncio.Event()
         self.quit: Callable[[], None] = lambda: None
@@ -213,6 +214,7 @@ class Gateway:
             ("partitions", self._with_database(lambda: keep_partitions(self.database))),
             ("budgets", self._with_database(lambda: measure_budgets(self.database, self.metrics))),
             ("sessions", self._with_database(lambda: forget_people(self.database))),
+            ("uses of keys", self._with_database(lambda: note_uses(self.database, self.gate))),
             ("price lines", self._with_database(lambda: write_price_lines(self.prices, self.database))),
         ):
             self.rounds.start(name, work)
@@ -249,6 +251,7 @@ class Gateway:
         await self.history.close()
         with contextlib.suppress(GatewayFault):
             await self.prices.write_new_lines(self.database)
+            await write_all_uses(self.database, self.gate)
         await self.shipper.close()
         await self.journal.close()
         await self.database.close()
@@ -378,7 +381,7 @@ class Gateway:
             log.warning("deployment %s rests: %s", deployment, reason)
 
 
-def _door(server: Server) -> Door:
+def _door(server: Server, gate: Gate) -> Door:
     return Door(
         max_body_bytes=server.max_body_bytes,
         max_in_flight=server.max_in_flight,
@@ -386,6 +389,7 @@ def _door(server: Server) -> Door:
         body_timeout_seconds=server.body_timeout_seconds,
         write_timeout_seconds=server.write_timeout_seconds,
         keepalive_seconds=server.keepalive_seconds,
+        recognise=gate.recognise,
         proxies=TrustedProxies(server.trusted_proxies) if server.trusted_proxies else None,
         origins=Origins(server.cors) if server.cors.origins else None,
         hosts=Hosts(server.allowed_hosts) if server.allowed_hosts else None,

@@ -14,6 +14,7 @@ from proxy.edge.audit import AuditPage
 from proxy.edge.auth import AuthPage
 from proxy.edge.callers import Callers
 from proxy.edge.invitations import InvitationsPage
+from proxy.edge.keys import KeysPage
 from proxy.edge.models import Models
 from proxy.edge.ops import Ops
 from proxy.edge.prices import PricesPage
@@ -60,6 +61,7 @@ def pages(gateway: Gateway) -> list[Route]:
             InvitationsPage(callers, database),
         ),
         *provider_key_routes(own),
+        *key_routes(KeysPage(callers, database, gateway.keyring, gateway.vault, config)),
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
         Route("/api/requests/{id:path}", requests.show),
@@ -105,6 +107,17 @@ def provider_key_routes(page: ProviderKeysPage) -> list[Route]:
         Route("/api/keys/providers/{id}", page.change, methods=["PATCH"]),
         Route("/api/keys/providers/{id}", page.remove, methods=["DELETE"]),
         Route("/api/keys/providers/{id}/validate", page.validate, methods=["POST"]),
+    ]
+
+
+def key_routes(page: KeysPage) -> list[Route]:
+    return [
+        Route("/api/keys", page.list),
+        Route("/api/keys", page.create, methods=["POST"]),
+        Route("/api/keys/{id}", page.show),
+        Route("/api/keys/{id}", page.change, methods=["PATCH"]),
+        Route("/api/keys/{id}", page.remove, methods=["DELETE"]),
+        Route("/api/keys/{id}/rotate", page.rotate, methods=["POST"]),
     ]
 
 

@@ -15,6 +15,7 @@ from proxy.config.budgets import shortest
 from proxy.errors import GatewayFault
 from proxy.metering.prices import PriceBook
 from proxy.storage.budget_settings import find_subjects, list_budgets
+from proxy.storage.keys import write_uses
 from proxy.storage.ledger import make_partitions
 from proxy.storage.login_attempts import forget_attempts
 from proxy.storage.postgres import Database, Unavailable
@@ -27,6 +28,8 @@ PRICE_LINES_SECONDS = 0.5
 BUDGET_GAUGE_SECONDS = 10.0
 NAMES_SECONDS = 5.0
 FORGET_SECONDS = 3_600.0
+USES_SECONDS = 60.0
+USES_BATCH = 1_000
 
 log = logging.getLogger("strata.app")
 
@@ -92,6 +95,26 @@ async def find_named(database: Database, gate: Gate) -> None:
         with contextlib.suppress(Unavailable):
             gate.bind_named(await find_subjects(database, gate.named))
         await asyncio.sleep(NAMES_SECONDS)
+
+
+async def note_uses(database: Database, gate: Gate) -> None:
+    """When each key was last let in: gathered by the gate, written once a minute."""
+    while True:
+        await asyncio.sleep(USES_SECONDS)
+        with contextlib.suppress(Unavailable):
+            await write_all_uses(database, gate)
+
+
+async def write_all_uses(database: Database, gate: Gate) -> None:
+    """In batches; what could not be written goes back to the gate."""
+    # By id, so that workers that write at once come to the same rows in the same order
+    left = sorted(gate.take_uses().items())
+    try:
+        while left:
+            await write_uses(database, dict(left[:USES_BATCH]))
+            left = left[USES_BATCH:]
+    finally:
+        gate.put_back(dict(left))
 
 
 async def measure_budgets(database: Database, metrics: Metrics) -> None:

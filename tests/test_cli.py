@@ -235,6 +235,24 @@ def test_keys_are_made_listed_and_revoked_with_no_gateway_running(tmp_path: Path
 
 
 @pytest.mark.usefixtures("with_binaries")
+def test_a_key_gets_a_new_secret_by_name_or_id(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("models: {fast: sim/chat}\n")
+    made = msgspec.json.decode(strata(tmp_path, "keys", "create", "ci", "--json").stdout)
+    said = strata(tmp_path, "keys", "rotate", "ci")
+    assert said.returncode == 0, said.stderr
+    assert "the old secret has ended" in said.stdout
+    assert made["key"] not in said.stdout
+    assert well_formed(said.stdout.split()[1].encode())
+    again = msgspec.json.decode(strata(tmp_path, "keys", "rotate", made["id"], "--grace", "1h", "--json").stdout)
+    assert (again["id"], again["name"]) == (made["id"], "ci")
+    assert well_formed(again["key"].encode())
+    assert again["old_secret_until"] > again["rotated_at"]
+    nobody = strata(tmp_path, "keys", "rotate", "cj")
+    assert (nobody.returncode, nobody.stderr) == (1, 'No key in force is called "cj".\nFix: See: strata keys list\n')
+    long = strata(tmp_path, "keys", "rotate", "ci", "--grace", "8d")
+    assert "--grace must be at most 7d" in long.stderr
+
+
 def test_keys_commands_use_the_server_of_a_running_gateway(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with server_held_by_another_process(home):
@@ -261,7 +279,7 @@ def test_a_configured_database_and_the_files_own_keys_are_used(tmp_path: Path, e
     listed = strata(tmp_path, "keys", "list", environ=environ)
     assert listed.stdout.splitlines()[1].split()[:3] == ["ci", "sk-strata-q7Zt…s0Ga", "sim/chat"]
     assert environ["CI_KEY"] not in listed.stdout
-    for words in (["keys", "create", "ci"], ["keys", "revoke", "ci"]):
+    for words in (["keys", "create", "ci"], ["keys", "revoke", "ci"], ["keys", "rotate", "ci"]):
         refused = strata(tmp_path, *words, environ=environ)
         assert refused.returncode == 1
         assert "belongs to" in refused.stderr and "Fix: " in refused.stderr

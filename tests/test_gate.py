@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from proxy.admission import gate as gates
 from proxy.admission import keys
-from proxy.admission.gate import MASTER, Gate, KeptDigest, permits
+from proxy.admission.gate import MASTER, Gate, KeptDigest, covers, permits
 from proxy.admission.keyring import Keyring
 from proxy.admission.limits import Limits
 from proxy.config import Secret, SharedLimit, StaticKey
 from proxy.errors import CallerError, GatewayError, PolicyError, Unauthenticated
 from proxy.exchange import Budget, Caller
-from proxy.storage.keys import KeyRow, insert_key, revoke_key
+from proxy.storage.key_changes import StoredSecret
+from proxy.storage.keys import KeyRow, insert_key, replace_secret, revoke_key
 from proxy.storage.postgres import Database, Unavailable
 
 PEPPER = b"p" * 32
@@ -361,3 +362,62 @@ def test_a_model_that_is_not_allowed_is_refused_with_those_that_are(
     error = caught.value
     assert (error.status, error.code, error.type) == (403, "model_not_allowed", "permission_error")
     assert error.message == f'The key "ci" may use {listed}, not "{"m" * 63}…". Ask its owner to add it.'
+
+
+def test_a_pattern_covers_another_only_if_it_covers_all_of_it() -> None:
+    assert covers(("sim/*",), "sim/*")
+    assert covers(("sim/*",), "sim/a*b")
+    assert covers(("*a*",), "ba*")
+    assert covers(("*",), "**")
+    assert not covers(("sim/a*",), "sim/*")
+    assert not covers(("a*b",), "a*")
+    assert not covers(("a",), "a*")
+    assert not covers((), "*")
+
+
+@given(st.lists(st.text("ab*", max_size=5), max_size=3), st.text("ab*", max_size=5), st.text("ab", max_size=6))
+def test_what_a_covered_pattern_lets_through_the_covering_ones_let_through(
+    patterns: list[str], pattern: str, model: str
+) -> None:
+    if covers(tuple(patterns), pattern) and covers((pattern,), model):
+        assert covers(tuple(patterns), model)
+
+
+async def test_uses_are_gathered_until_somebody_takes_them(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = await gate.admit([BEARER])
+    await refused(gate, (b"authorization", b"Bearer " + OTHER.encode()))
+    assert gate.take_uses() == {caller.key_id: Clock.now}
+    assert gate.take_uses() == {}
+    gate.put_back({caller.key_id: 1.0, "other": 2.0})
+    await gate.admit([BEARER])
+    assert gate.take_uses() == {caller.key_id: Clock.now, "other": 2.0}
+    monkeypatch.setattr(gates, "MAX_CALLERS", 0)
+    await gate.admit([BEARER])
+    assert gate.take_uses() == {}
+
+
+async def test_during_a_rotation_both_secrets_are_the_same_caller(db: Database) -> None:
+    keyring = Keyring(db, PEPPER)
+    clock = Clock()
+    row = await insert_key(
+        db,
+        name="k",
+        digest=keys.digest(KEY, PEPPER),
+        pepper_id="",
+        display="",
+        models=["*"],
+        rpm=None,
+        expires_at=None,
+        budget_limit_nano_usd=5,
+        budget_window_seconds=None,
+    )
+    changed = await replace_secret(db, "k", StoredSecret(keys.digest(OTHER, PEPPER), "", "sk"), 3600)
+    assert changed is not None
+    clock.now = changed.rotated_at or 0.0
+    gate = gate_over(keyring, clock)
+    callers = [await gate.admit([(b"x-api-key", key.encode())]) for key in (KEY, OTHER, KEY, OTHER)]
+    assert {caller.key_id for caller in callers} == {row.id}
+    assert callers[0] == callers[1]
+    assert callers[0] is callers[2]
+    clock.now += 3601
+    assert (await refused(gate, BEARER)).code == "key_rotated"

@@ -14,7 +14,8 @@ import pytest
 from proxy.admission import keyring as keyrings
 from proxy.admission.keyring import Keyring
 from proxy.config import Secret, StaticKey
-from proxy.storage.keys import KeyRow, insert_key, revoke_key
+from proxy.storage.key_changes import StoredSecret
+from proxy.storage.keys import KeyRow, insert_key, replace_secret, revoke_key
 from proxy.storage.postgres import Database, Unavailable
 
 PEPPER = b"p" * 32
@@ -252,6 +253,69 @@ async def test_unknown_keys_are_remembered_up_to_a_bound(line: Line, monkeypatch
         assert await keyring.find(digest(number)) is None
     assert line.asked == 4
     assert len(keyring._unknown_until) == 2
+
+
+async def rotate(db: Database, row: KeyRow, number: int, grace_seconds: int | None = None) -> KeyRow:
+    changed = await replace_secret(db, row.id, StoredSecret(digest(number), "12345678", ""), grace_seconds)
+    assert changed is not None
+    return changed
+
+
+async def test_a_rotated_key_is_known_by_its_old_digest_as_ended_and_during_a_grace_as_good(line: Line) -> None:
+    rows = [await add(line, number) for number in (1, 2)]
+    async with started(line, poll_seconds=60) as keyring:
+        ended, graced = [
+            await rotate(line, row, number, grace) for row, number, grace in zip(rows, (3, 4), (None, 60), strict=True)
+        ]
+        await until(lambda: keyring.known(ended.digest) == ended and keyring.known(graced.digest) == graced)
+        old = [keyring.known(digest(number)) for number in (1, 2)]
+        assert [(row.id, row.replaced, row.expires_at) for row in old if row is not None] == [
+            (ended.id, True, 0.0),
+            (graced.id, True, graced.previous_until),
+        ]
+        assert len(keyring) == 2
+        assert line.asked == 0
+
+
+async def test_a_worker_that_missed_a_rotation_forgets_the_secret_before_it(line: Line) -> None:
+    row = await add(line, 1)
+    line.deaf = True
+    async with started(line, poll_seconds=60) as keyring:
+        assert keyring.known(digest(1)) == row
+        await rotate(line, row, 2, 3600)
+        last = await rotate(line, row, 3, 3600)
+        line.on_notice("some key")
+        await until(lambda: keyring.known(digest(3)) == last)
+        assert keyring.known(digest(1)) is None
+        assert await keyring.find(digest(1)) is None
+        assert (keyring.known(digest(2)) or last).replaced
+
+
+async def test_an_old_digest_is_found_in_postgres_by_a_worker_that_knows_nothing(line: Line) -> None:
+    row = await rotate(line, await add(line, 1), 2, 3600)
+    keyring = Keyring(line, PEPPER)
+    found = await keyring.find(digest(1))
+    assert found is not None
+    assert (found.id, found.replaced, found.expires_at) == (row.id, True, row.previous_until)
+    assert await keyring.find(digest(2)) == row
+
+
+async def test_a_revoked_key_is_revoked_by_both_of_its_digests(line: Line) -> None:
+    row = await rotate(line, await add(line, 1), 2, 3600)
+    async with started(line, poll_seconds=60) as keyring:
+        await revoke_key(line, row.id)
+        await until(lambda: len(keyring) == 0)
+        known = [keyring.known(digest(number)) for number in (1, 2)]
+        assert [one is not None and one.revoked_at is not None for one in known] == [True, True]
+
+
+async def test_a_key_that_makes_room_goes_with_both_of_its_digests(line: Line) -> None:
+    row = await rotate(line, await add(line, 1), 2, 3600)
+    async with started(line, max_keys=1, poll_seconds=60) as keyring:
+        await add(line, 3)
+        await until(lambda: keyring.known(digest(3)) is not None)
+        assert [keyring.known(digest(number)) for number in (1, 2)] == [None, None]
+        assert await keyring.find(digest(2)) == row
 
 
 async def test_keys_beyond_the_bound_are_looked_up_one_by_one(line: Line, caplog: pytest.LogCaptureFixture) -> None:

@@ -190,6 +190,7 @@ INSERTS = {
     "a key of another": (f"{NEW_KEY} '{USER['b']}', NULL)", "xxxxx1"),
     "a key of nobody": (f"{NEW_KEY} NULL, NULL)", "xxxxx1"),
     "a key of one's own for another team": (f"{NEW_KEY} '{USER['a']}', '{TEAM['b']}')", "xxxxx1"),
+    "a key of one's own for no team": (f"{NEW_KEY} '{USER['a']}', NULL)", "xxxxx1"),
     "a provider key of one's own": (provider_key("user", user=f"'{USER['a']}'"), "xxx1x1"),
     "a provider key of the team": (provider_key("team", team=f"'{TEAM['a']}'"), "xxxxx1"),
     "a provider key for all": (provider_key("global"), "xxxxx1"),
@@ -222,6 +223,7 @@ async def test_a_key_cannot_be_given_away(tenants: Database) -> None:
     "sql",
     [
         "SELECT digest FROM strata.keys",
+        "SELECT previous_digest FROM strata.keys",
         "SELECT sealed_key FROM strata.provider_keys",
         "SELECT sealed_dek FROM strata.provider_keys",
         "SELECT password_hash FROM strata.users",

@@ -82,7 +82,11 @@ class Gate:
         """Several during a rotation; each is as good as the other until it is taken out."""
         self._people = people
         self._wall_clock = wall_clock
-        self._callers: dict[str, tuple[KeyRow | PersonRow, Caller]] = {}
+        self._people = people
+        self._wall_clock = wall_clock
+        self._callers: dict[bytes | str, tuple[KeyRow | PersonRow, Caller]] = {}
+        """Keys by digest, since during a rotation one is two rows; people by id."""
+        self._used_at: dict[str, float] = {}
         self._everybody: tuple[Budget, ...] = ()
         self._master = MASTER
         self.bind_everybody(everybody)
@@ -150,10 +154,22 @@ class Gate:
     def _of_key(self, row: KeyRow) -> Caller:
         if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= self._wall_clock()):
             raise _ended(row)
-        known = self._callers.get(row.id)
+        used = self._used_at
+        if row.id in used or len(used) < MAX_CALLERS:
+            used[row.id] = self._wall_clock()
+        known = self._callers.get(row.digest)
         if known is not None and known[0] is row:
             return known[1]
         return self._remember(row)
+
+    def take_uses(self) -> dict[str, float]:
+        """Which keys were let in since the last call, and when last (Unix seconds)."""
+        used, self._used_at = self._used_at, {}
+        return used
+
+    def put_back(self, used_at: Mapping[str, float]) -> None:
+        """What could not be written; a use since then is the later one, and counts."""
+        self._used_at = {**used_at, **self._used_at}
 
     def allow(self, caller: Caller, model: str) -> None:
         """Whether the caller may use the model by this name. Raises PolicyError 403 `model_not_allowed`."""
@@ -182,7 +198,7 @@ class Gate:
             team_id=row.team_id,
             role=row.role,
         )
-        return self._keep(row, caller)
+        return self._keep(row.id, row, caller)
 
     def _token(self, credentials: Sequence[tuple[bytes, bytes]]) -> bytes:
         token = credential(credentials)
@@ -211,17 +227,17 @@ class Gate:
             user_id=row.user_id,
             team_id=row.team_id,
         )
-        return self._keep(row, caller)
+        return self._keep(row.digest, row, caller)
 
     def _bound(self, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
         # What a row says of everybody's budgets is as old as its last change.
         own = [budget for budget in budgets if budget.scope != "global"]
         return tuple(sorted((*own, *self._everybody), key=attrgetter("id")))
 
-    def _keep(self, row: KeyRow | PersonRow, caller: Caller) -> Caller:
+    def _keep(self, known_by: bytes | str, row: KeyRow | PersonRow, caller: Caller) -> Caller:
         if len(self._callers) >= MAX_CALLERS:
             del self._callers[next(iter(self._callers))]
-        self._callers[row.id] = (row, caller)
+        self._callers[known_by] = (row, caller)
         return caller
 
     def _unknown(self, token: bytes) -> Unauthenticated:
@@ -285,9 +301,17 @@ def credential(credentials: Sequence[tuple[bytes, bytes]]) -> bytes | None:
 
 def permits(caller: Caller, model: str) -> bool:
     """Whether one of the caller's patterns covers the model; `*` stands for anything, slashes too."""
-    if "*" in caller.models:
+    return covers(caller.models, model)
+
+
+def covers(models: tuple[str, ...], model: str) -> bool:
+    """
+    The same of a list of patterns. `model` may be a pattern itself: then whether all that it covers is covered, since
+    a star in it is met by a star only.
+    """
+    if "*" in models:
         return True
-    exact, patterns = _split(caller.models)
+    exact, patterns = _split(models)
     return model in exact or any(_matches(model, parts) for parts in patterns)
 
 
@@ -316,6 +340,11 @@ def _ended(row: KeyRow) -> Unauthenticated:
         return Unauthenticated(
             f'The key "{row.name}" was revoked on {_date(row.revoked_at)}. Ask its owner for another.',
             code="key_revoked",
+        )
+    if row.replaced:
+        return Unauthenticated(
+            f'The key "{row.name}" has had another secret since {_date(row.rotated_at or 0.0)}. Ask its owner for it.',
+            code="key_rotated",
         )
     return Unauthenticated(
         f'The key "{row.name}" expired on {_date(row.expires_at or 0.0)}. Its owner can make a new one with: '

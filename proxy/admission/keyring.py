@@ -13,6 +13,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from proxy.admission import keys
 from proxy.config import StaticKey
 from proxy.exchange import Budget
@@ -29,6 +31,41 @@ MAX_LOOKUPS = 64
 UNKNOWN_SECONDS = 5.0
 
 log = logging.getLogger("strata.admission")
+
+
+class Shelf:
+    """
+    At most `capacity` keys, each found by its id and by its digest; and by the one before its last rotation, under
+    which it is another row that ends when that secret does.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self.by_id: dict[str, KeyRow] = {}
+        self.by_digest: dict[bytes, KeyRow] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def keep(self, row: KeyRow) -> bool:
+        """Adds the key as the newest, instead of what it was before; True if the oldest had to go for it."""
+        self.drop(row.id)
+        full = len(self.by_id) >= self._capacity
+        if full:
+            self.drop(next(iter(self.by_id)))
+        self.by_id[row.id] = row
+        self.by_digest[row.digest] = row
+        if row.previous_digest is not None:
+            self.by_digest[row.previous_digest] = _before_rotation(row)
+        return full
+
+    def drop(self, id: str) -> None:
+        """With every secret that it was known by: one of two rotations ago has nobody else to end it."""
+        row = self.by_id.pop(id, None)
+        if row is not None:
+            self.by_digest.pop(row.digest, None)
+            if row.previous_digest is not None:
+                self.by_digest.pop(row.previous_digest, None)
 
 
 class Keyring:
@@ -58,8 +95,8 @@ class Keyring:
         self._poll_seconds = poll_seconds
         self._max_keys = max_keys
         self.use_pepper(pepper, pepper_id)
-        self._active: dict[bytes, KeyRow] = {}
-        self._ended: dict[bytes, KeyRow] = {}
+        self._active = Shelf(max_keys)
+        self._ended = Shelf(MAX_REMEMBERED)
         self._unknown_until: dict[bytes, float] = {}
         self._lookups: dict[bytes, asyncio.Task[KeyRow | None]] = {}
         self._version = 0
@@ -112,7 +149,7 @@ class Keyring:
 
     def known(self, digest: bytes) -> KeyRow | None:
         """The key, active or ended, if this worker knows it and may still believe what it knows."""
-        row = self._active.get(digest) or self._ended.get(digest)
+        row = self._active.by_digest.get(digest) or self._ended.by_digest.get(digest)
         if row is None or self._clock() > self._believed_until:
             return self._static.get(digest)
         return row
@@ -138,7 +175,7 @@ class Keyring:
         row = await find_key(self._db, digest)
         if row is not None:
             self._store(row, self._active, self._ended)
-            return self._active.get(digest) or self._ended.get(digest)
+            return self._active.by_digest.get(digest) or self._ended.by_digest.get(digest)
         if len(self._unknown_until) >= MAX_REMEMBERED:
             del self._unknown_until[next(iter(self._unknown_until))]
         self._unknown_until[digest] = self._clock() + UNKNOWN_SECONDS
@@ -161,7 +198,9 @@ class Keyring:
         self._changed.clear()
         began = self._clock()
         reload, self._reload = self._reload, False
-        active, ended = ({}, {}) if reload else (self._active, self._ended)
+        active, ended = self._active, self._ended
+        if reload:
+            active, ended = Shelf(self._max_keys), Shelf(MAX_REMEMBERED)
         cursor = 0 if reload else self._version
         try:
             while rows := await changed_since(self._db, cursor):
@@ -175,17 +214,17 @@ class Keyring:
         self._version = cursor
         self._believed_until = began + self._stale_max_seconds
 
-    def _store(self, row: KeyRow, active: dict[bytes, KeyRow], ended: dict[bytes, KeyRow]) -> None:
+    def _store(self, row: KeyRow, active: Shelf, ended: Shelf) -> None:
         """Keeps the newer of two states of one key; a look-up may be overtaken by a refresh."""
         self._unknown_until.pop(row.digest, None)
-        known = active.get(row.digest) or ended.get(row.digest)
+        known = active.by_id.get(row.id) or ended.by_id.get(row.id)
         if known is not None and known.version >= row.version:
             return
+        active.drop(row.id)
         if row.revoked_at is not None:
-            active.pop(row.digest, None)
-            _keep(ended, row, MAX_REMEMBERED)
+            ended.keep(row)
             return
-        if _keep(active, row, self._max_keys) and not self._full_logged:
+        if active.keep(row) and not self._full_logged:
             self._full_logged = True
             log.warning("There are more than %d keys: the rest is looked up one by one.", self._max_keys)
         if self._pepper_id and row.pepper_id != self._pepper_id and not self._pepper_logged:
@@ -199,14 +238,10 @@ class Keyring:
             )
 
 
-def _keep(rows: dict[bytes, KeyRow], row: KeyRow, capacity: int) -> bool:
-    """Adds the row as the newest; True if the oldest had to go for it."""
-    rows.pop(row.digest, None)
-    full = len(rows) >= capacity
-    if full:
-        del rows[next(iter(rows))]
-    rows[row.digest] = row
-    return full
+def _before_rotation(row: KeyRow) -> KeyRow:
+    """The key under its previous digest. Without a grace it has ended for ever, by whatever clock."""
+    ends = [moment for moment in (row.previous_until or 0.0, row.expires_at) if moment is not None]
+    return msgspec.structs.replace(row, digest=row.previous_digest, expires_at=min(ends), replaced=True)
 
 
 def _static_rows(static: Sequence[StaticKey], pepper: bytes, pepper_id: str, now: float) -> list[KeyRow]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -13,10 +12,8 @@ from proxy.commands import data
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of
 from proxy.commands.tables import aligned, exact_dollars, plain, to_json
 from proxy.config import Config
-from proxy.config.budgets import SCOPES, Window, window
-from proxy.config.problems import Mark, Wrong, shown, suggestion
-from proxy.config.quantities import dollars
-from proxy.config.yaml import ScalarNode
+from proxy.config.budgets import SCOPES, amount
+from proxy.config.problems import Wrong, shown, suggestion
 from proxy.errors import CallerError
 from proxy.storage.budget_settings import BudgetRow, end_budgets, list_budgets, set_budget
 
@@ -76,20 +73,6 @@ def _end(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise CallerError(f"{_whose(args.scope, args.name)} has no budget set here. See: strata budgets list")
     print(to_json({"ended": ended}) if args.json else f"{_whose(args.scope, args.name)}: {ended} ended.")
     return 0
-
-
-def amount(flag: str, value: str) -> tuple[int, Window]:
-    """`5/1d`, `500/month`, `100`: nano-dollars and how often they are there anew. Raises `Wrong`."""
-    money, slash, period = value.partition("/")
-    length: Window = parsed(flag, period, window) if slash else Window()
-    return parsed(flag, money.removeprefix("$"), dollars), length
-
-
-def parsed(flag: str, value: str, parse: Callable[[ScalarNode], Any]) -> Any:
-    try:
-        return parse(ScalarNode(Mark(flag), value.strip(), "any"))
-    except Wrong as wrong:
-        raise Wrong(f"{flag} {wrong}") from None
 
 
 def limit(nano_usd: int, seconds: int | None, calendar: str | None) -> str:

@@ -1,4 +1,6 @@
-"""`strata keys`: make, list and revoke virtual keys. A key is shown whole once, where it is made, and never again."""
+"""
+`strata keys`: make, list, rotate and revoke virtual keys. A key is shown whole once, where it is made, and never again.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,28 @@ from typing import Any
 
 import msgspec
 
+from proxy.admission.key_rules import grace_period
 from proxy.admission.keys import digest, display, new_key
 from proxy.commands import data
-from proxy.commands.budgets import amount, limit, parsed
+from proxy.commands.budgets import limit
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of, with_master_key
 from proxy.commands.tables import aligned, plain, to_json
 from proxy.config import Config, KeyDefaults, StaticKey
+from proxy.config.budgets import amount, parsed
 from proxy.config.keys import may_name
 from proxy.config.problems import Wrong, shown, suggestion
 from proxy.config.quantities import integer, whole_seconds
 from proxy.errors import CallerError
 from proxy.exchange import Budget
-from proxy.storage.keys import KeyRow, insert_key, list_keys, revoke_key
+from proxy.storage.key_changes import StoredSecret
+from proxy.storage.keys import KeyRow, insert_key, list_keys, replace_secret, revoke_key
 from proxy.storage.postgres import Database
 from proxy.storage.root import unlock
 from proxy.storage.vault import Vault
 
 
 def add_parser(commands: Commands[Parser], flags: Shared) -> None:
-    group = commands.add_parser("keys", help="make, list and revoke virtual keys")
+    group = commands.add_parser("keys", help="make, list, rotate and revoke virtual keys")
     actions = group.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     making = actions.add_parser("create", help="make a key and show it once", parents=[*flags])
     making.add_argument("name", metavar="NAME")
@@ -43,6 +48,10 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
     making.set_defaults(run=_create)
     listing = actions.add_parser("list", help="every key", parents=[*flags])
     listing.set_defaults(run=_show_all)
+    rotating = actions.add_parser("rotate", help="give a key a new secret, and show it once", parents=[*flags])
+    rotating.add_argument("name", metavar="NAME", help="its name or id")
+    rotating.add_argument("--grace", metavar="PERIOD", help="how long the old secret goes on, for example 1h")
+    rotating.set_defaults(run=_rotate)
     ending = actions.add_parser("revoke", help="end a key, by name or id", parents=[*flags])
     ending.add_argument("name", metavar="NAME")
     ending.set_defaults(run=_revoke)
@@ -66,6 +75,14 @@ def _create(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _show_all(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(show_all(config_of(args, environ), home_of(args, environ), as_json=args.json))
+    return 0
+
+
+def _rotate(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    config = config_of(args, environ)
+    grace = None if args.grace is None else parsed("--grace", args.grace, grace_period)
+    secrets = with_master_key(config, environ)
+    print(rotate(config, home_of(args, environ), secrets, args.name, grace, as_json=args.json))
     return 0
 
 
@@ -190,6 +207,38 @@ def show_all(config: Config, home: Path, *, as_json: bool, clock: Callable[[], f
     return aligned(table)
 
 
+def rotate(
+    config: Config,
+    home: Path,
+    environ: Mapping[str, str],
+    name: str,
+    grace_seconds: int | None,
+    *,
+    as_json: bool,
+) -> str:
+    """Gives a key a new secret. Raises GatewayError."""
+    if any(key.name == name for key in config.keys.static):
+        raise CallerError(f'The key "{name}" belongs to {config.source}. Change it there.', code="key_of_file")
+    vault = Vault.open(home, environ)
+    key = new_key(config.keys.prefix)
+
+    async def replace(database: Database) -> KeyRow | None:
+        await unlock(database, vault)
+        secret = StoredSecret(digest(key, vault.pepper), vault.pepper_id, display(key))
+        return await replace_secret(database, name, secret, grace_seconds, data.operator())
+
+    row = data.run(config, home, replace)
+    if row is None:
+        raise CallerError(f"No key in force is called {shown(name)}. See: strata keys list", code="key_not_found")
+    if as_json:
+        return to_json({**_described(row), "key": key})
+    old = f"works until {_moment(row.previous_until)}" if row.previous_until is not None else "has ended"
+    return (
+        f"  Key       {key}        copy it now: it is stored only as a hash\n"
+        f"  Name {row.name} · the same key, its budgets and what it has spent · the old secret {old}"
+    )
+
+
 def revoke(config: Config, home: Path, name: str, *, as_json: bool) -> str:
     """Ends a key by its name or id. Raises GatewayError."""
     if any(key.name == name for key in config.keys.static):
@@ -219,6 +268,8 @@ def _described(row: KeyRow) -> dict[str, Any]:
         "expires_at": _moment(row.expires_at),
         "revoked_at": _moment(row.revoked_at),
         "last_used_at": _moment(row.last_used_at),
+        "rotated_at": _moment(row.rotated_at),
+        "old_secret_until": _moment(row.previous_until),
         "source": "database",
     }
 

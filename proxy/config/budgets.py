@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
 
 from proxy.config import SharedBudget
-from proxy.config.problems import Report, Wrong, shown, suggestion
+from proxy.config.problems import Mark, Report, Wrong, shown, suggestion
 from proxy.config.quantities import choice, dollars, text, whole_seconds
 from proxy.config.reading import Key, child, read_map
 from proxy.config.yaml import Node, ScalarNode, SequenceNode
@@ -47,6 +47,27 @@ def shortest(seconds: int | None, calendar: str | None) -> str:
         if seconds % length == 0:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
+
+
+def amount(flag: str, value: str) -> tuple[int, Window]:
+    """`5/1d`, `500/month`, `100`: nano-dollars and how often they are there anew. Raises `Wrong`."""
+    money, slash, period = value.partition("/")
+    length: Window = parsed(flag, period, window) if slash else Window()
+    return parsed(flag, money.removeprefix("$"), dollars), length
+
+
+def parsed(flag: str, value: str, parse: Callable[[ScalarNode], Any]) -> Any:
+    try:
+        return parse(ScalarNode(Mark(flag), value.strip(), "any"))
+    except Wrong as wrong:
+        raise Wrong(f"{flag} {wrong}") from None
+
+
+def written(nano_usd: int, seconds: int | None, calendar: str | None) -> str:
+    """The way back: `5/1d`, `0.25/month`, `100`."""
+    whole, rest = divmod(nano_usd, 10**9)
+    money = f"{whole}.{rest:09}".rstrip("0").rstrip(".")
+    return money if calendar is None and seconds is None else f"{money}/{shortest(seconds, calendar)}"
 
 
 _BUDGET = {

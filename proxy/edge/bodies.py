@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
+from proxy.dialects.bodies import decode_object
 from proxy.errors import CallerError
 
 MAX_BYTES = 200_000
@@ -42,12 +43,10 @@ async def body_of(request: Request, shape: type[T]) -> T:
 
 def decoded(body: bytes, shape: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=shape)
+        return msgspec.convert(decode_object(body), shape)
     except msgspec.ValidationError as error:
         # its words name fields and types, never a value
         path = re.search(r"`\$\.(\w+)`", str(error))
         raise CallerError(
             f"The body is not as it should be: {error}.", code="invalid_value", param=path[1] if path else None
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise CallerError("The body must be a JSON object.", code="invalid_json") from None

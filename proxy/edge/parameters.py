@@ -1,15 +1,25 @@
-"""What may stand behind the question mark of a page that lists: each name once, nothing unknown, nothing endless."""
+"""
+What may stand behind the question mark of a page that lists: each name once, nothing unknown, nothing endless; and
+where its list goes on.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import struct
+import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 
 from proxy.errors import CallerError
 
 MAX_VALUE_CHARS = 300
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CURSOR = struct.Struct(">q16s")
 
 
 class Parameters:
@@ -53,3 +63,18 @@ class Parameters:
 def wrong(name: str, why: str) -> CallerError:
     shown = name.encode("unicode_escape").decode()
     return CallerError(f"The parameter {shown} {why}.", code="invalid_value", param=name)
+
+
+def cursor_after(moment: datetime, id: str) -> str:
+    microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
+    return base64.urlsafe_b64encode(_CURSOR.pack(microseconds, uuid.UUID(id).bytes)).decode()
+
+
+def read_cursor(text: str | None) -> tuple[datetime, str] | None:
+    if text is None:
+        return None
+    try:
+        microseconds, id = _CURSOR.unpack(base64.urlsafe_b64decode(text.encode()))
+        return _EPOCH + timedelta(microseconds=microseconds), str(uuid.UUID(bytes=id))
+    except (binascii.Error, struct.error, OverflowError, ValueError):
+        raise wrong("cursor", "must be next_cursor of the page before, unchanged") from None

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from proxy.config import Provider
 from proxy.config.presets import SIM
 from proxy.config.problems import suggestion
-from proxy.dialects.bodies import decode_object
+from proxy.edge.bodies import decoded
 from proxy.edge.callers import Callers, json_answer
 from proxy.errors import CallerError, PolicyError
 from proxy.exchange import Caller
@@ -108,7 +108,7 @@ class ProviderKeysPage:
 
     async def create(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
-        wanted = _decoded(await request.body(), NewKey)
+        wanted = decoded(await request.body(), NewKey)
         scope, owner_id = _owner(caller, wanted)
         operators = self._provider(wanted.provider)
         name = _name(wanted.name or wanted.provider)
@@ -127,7 +127,7 @@ class ProviderKeysPage:
     async def change(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
         id = self._changeable(request)
-        wanted = _decoded(await request.body(), Change)
+        wanted = decoded(await request.body(), Change)
         if wanted.api_base is not None and wanted.api_key is None:
             raise CallerError(
                 "api_base changes together with api_key only: a key belongs to the address it was saved for.",
@@ -348,17 +348,6 @@ def _owner(caller: Caller, wanted: NewKey) -> tuple[str, str | None]:
             f"Say for which {scope}: {scope}_id is missing.", code="missing_required_parameter", param=f"{scope}_id"
         )
     return scope, owner_id
-
-
-def _decoded(body: bytes, shape: type[Any]) -> Any:
-    try:
-        return msgspec.convert(decode_object(body), shape)
-    except msgspec.ValidationError as error:
-        # its words name fields and types, never a value
-        path = re.search(r"`\$\.(\w+)`", str(error))
-        raise CallerError(
-            f"The body is not as it should be: {error}.", code="invalid_value", param=path[1] if path else None
-        ) from None
 
 
 def _anyway(request: Request) -> bool:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import struct
-import uuid
-from datetime import UTC, datetime, timedelta
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.edge.callers import Callers, json_answer
-from proxy.edge.parameters import MAX_VALUE_CHARS, Parameters, wrong
+from proxy.edge.parameters import MAX_VALUE_CHARS, Parameters, cursor_after, read_cursor
 from proxy.errors import CallerError
 from proxy.metering.explanation import explain
 from proxy.storage.postgres import Database
@@ -22,9 +16,6 @@ from proxy.storage.requests import Filters, find_request, list_requests
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
 PARAMETERS = ("limit", "cursor", "model", "key", "status", "error_type", "deployment", "since", "until")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CURSOR = struct.Struct(">q16s")
 
 
 class Requests:
@@ -58,12 +49,12 @@ class Requests:
             since=said.moment("since"),
             until=said.moment("until"),
         )
-        cursor = _read_cursor(said.text("cursor"))
+        cursor = read_cursor(said.text("cursor"))
         async with self._database.acting_as(caller) as connection:
             rows = await list_requests(connection, filters, limit + 1, cursor)
         data = [dict(row) for row in rows[:limit]]
         more = len(rows) > limit
-        following = _cursor(data[-1]["started_at"], data[-1]["id"]) if more else None
+        following = cursor_after(data[-1]["started_at"], data[-1]["id"]) if more else None
         return json_answer({"object": "list", "data": data, "has_more": more, "next_cursor": following})
 
 
@@ -74,18 +65,3 @@ def _not_found() -> CallerError:
         status=404,
         code="request_not_found",
     )
-
-
-def _cursor(started_at: datetime, id: str) -> str:
-    microseconds = (started_at - _EPOCH) // timedelta(microseconds=1)
-    return base64.urlsafe_b64encode(_CURSOR.pack(microseconds, uuid.UUID(id).bytes)).decode()
-
-
-def _read_cursor(text: str | None) -> tuple[datetime, str] | None:
-    if text is None:
-        return None
-    try:
-        microseconds, id = _CURSOR.unpack(base64.urlsafe_b64decode(text.encode()))
-        return _EPOCH + timedelta(microseconds=microseconds), str(uuid.UUID(bytes=id))
-    except (binascii.Error, struct.error, OverflowError, ValueError):
-        raise wrong("cursor", "must be next_cursor of the page before, unchanged") from None

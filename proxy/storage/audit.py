@@ -34,7 +34,7 @@ async def note(
 ) -> None:
     """
     Adds a row. `actor`: a user's id, a key's name or `cli:<user>`; `action` as in `key.create`; `object`: the id of
-    what changed. Fields that sound like secrets are masked, whatever they hold.
+    what changed. Fields that sound like secrets are masked, whatever they hold and wherever they are.
     """
     await connection.execute(NOTE, actor, action, object, _json(before), _json(after), request_id)
 
@@ -104,8 +104,16 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
 def _json(fields: Mapping[str, Any] | None) -> str | None:
     if fields is None:
         return None
-    masked = {name: MASK if _sounds_secret(name) and value is not None else value for name, value in fields.items()}
-    return msgspec.json.encode(masked).decode()
+    return msgspec.json.encode(_masked(fields)).decode()
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: MASK if _sounds_secret(name) and inner is not None else _masked(inner)
+            for name, inner in value.items()
+        }
+    return [_masked(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _sounds_secret(name: str) -> bool:

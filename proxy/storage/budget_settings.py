@@ -87,6 +87,8 @@ INSERT_BUDGET = """
     INSERT INTO strata.budgets (scope, subject, limit_nano_usd, window_seconds, calendar) VALUES ($1, $2, $3, $4, $5)
     RETURNING id::text
 """
+LIMITED = "UPDATE strata.keys SET limited_by_admin = true WHERE id = $1::text::uuid AND NOT limited_by_admin"
+"""Its owner may no longer loosen what an operator has set."""
 
 
 async def set_budget(
@@ -113,6 +115,8 @@ async def set_budget(
             raise CallerError(
                 "config.yaml has a budget for the same and the same window. Change it there.", code="budget_of_file"
             ) from None
+        if scope == "key":
+            await connection.execute(LIMITED, subject)
         window = {"window_seconds": window_seconds, "calendar": calendar}
         after = {"scope": scope, "subject": subject, "limit_nano_usd": limit_nano_usd, **window}
         before = None if was is None else {**after, "limit_nano_usd": was}

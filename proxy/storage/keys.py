@@ -1,21 +1,32 @@
 """
-The SQL of virtual keys. A key is never deleted: it is revoked, and its rows in the ledger keep their name.
+The SQL of virtual keys as workers know them. A key is never deleted: it is revoked, and its rows in the ledger keep
+their name.
 
 Every change of a key raises its `version` and notifies the channel `strata_keys`; versions appear in commit order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
 import msgspec
 
-from proxy.errors import CallerError
 from proxy.exchange import Budget
-from proxy.storage.audit import note
-from proxy.storage.postgres import Database
+from proxy.storage.key_changes import (
+    Actor,
+    KeyBudget,
+    StoredSecret,
+    Wanted,
+    add_key,
+    end_key,
+    lock_key,
+    note_uses,
+    rotate_key,
+    show_key,
+)
+from proxy.storage.postgres import Connection, Database
 
 CHANNEL = "strata_keys"
 SNAPSHOT_SECONDS = 10.0
@@ -41,18 +52,12 @@ class KeyRow(msgspec.Struct, frozen=True):
     budgets: tuple[Budget, ...]
     tpm: int | None = None
     max_parallel: int | None = None
-
-
-INSERT_KEY = """
-    INSERT INTO strata.keys (name, digest, pepper_id, display, models, rpm, expires_at, tpm, max_parallel)
-    VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::float8), $8, $9)
-    RETURNING id::text
-"""
-
-INSERT_KEY_BUDGET = """
-    INSERT INTO strata.budgets (scope, subject, limit_nano_usd, window_seconds, calendar)
-    VALUES ('key', $1, $2, $3, $4)
-"""
+    previous_digest: bytes | None = None
+    """Of the secret before this one, which is good until `previous_until`; None: no longer."""
+    previous_until: float | None = None
+    rotated_at: float | None = None
+    replaced: bool = False
+    """This stands for the secret before, and ends with it."""
 
 
 async def insert_key(
@@ -73,31 +78,22 @@ async def insert_key(
     actor: str = "gateway",
 ) -> KeyRow:
     """The key and its budget, or neither. CallerError `name_taken` if an active key has this name."""
-    try:
-        async with db.transaction() as connection:
-            key_id = await connection.fetchval(
-                INSERT_KEY, name, digest, pepper_id, display, list(models), rpm, expires_at, tpm, max_parallel
-            )
-            if budget_limit_nano_usd is not None:
-                window = (budget_window_seconds, budget_calendar)
-                await connection.execute(INSERT_KEY_BUDGET, key_id, budget_limit_nano_usd, *window)
-            row = await connection.fetchrow(READ_KEY, key_id)
-            assert row is not None
-            await note(connection, actor=actor, action="key.create", object=key_id, after=_audited(row))
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != "keys_active_name":
-            raise
-        raise CallerError(
-            f'A key named "{name}" is active already. Choose another name, or revoke that one first.',
-            code="name_taken",
-            param="name",
-        ) from None
-    except (asyncpg.CheckViolationError, asyncpg.CharacterNotInRepertoireError) as error:
-        raise CallerError(
-            "This key cannot be stored: a name has 1 to 64 characters, and limits are not negative.",
-            code="invalid_key",
-            param="name" if "name" in (error.constraint_name or "name") else None,
-        ) from error
+    budgets: tuple[KeyBudget, ...] = ()
+    if budget_limit_nano_usd is not None:
+        budgets = (KeyBudget(budget_limit_nano_usd, budget_window_seconds, budget_calendar),)
+    wanted = Wanted(
+        name=name,
+        models=tuple(models),
+        rpm=rpm,
+        tpm=tpm,
+        max_parallel=max_parallel,
+        budgets=budgets,
+        expires_at=expires_at,
+    )
+    async with db.transaction() as connection:
+        made = await add_key(connection, wanted, StoredSecret(digest, pepper_id, display), Actor(actor))
+        row = await connection.fetchrow(READ_KEY, made["id"])
+    assert row is not None
     return _key_row(row)
 
 
@@ -106,7 +102,8 @@ READ_KEY = """
         max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
-        version, budgets
+        previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
     FROM strata.bound_keys WHERE id = $1::text::uuid
 """
 
@@ -115,7 +112,8 @@ LIST_KEYS = """
         max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
-        version, budgets
+        previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
     FROM strata.bound_keys k ORDER BY k.created_at DESC, version DESC LIMIT 10000
 """
 
@@ -130,7 +128,8 @@ CHANGED_SINCE = """
         max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
-        version, budgets
+        previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
     FROM strata.bound_keys WHERE version > $1 ORDER BY version LIMIT 10000
 """
 
@@ -148,39 +147,61 @@ FIND_KEY = """
         max_parallel, extract(epoch FROM created_at)::float8 AS created_at,
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
-        version, budgets
-    FROM strata.bound_keys WHERE digest = $1
+        previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
+    FROM strata.bound_keys WHERE digest = $1 OR previous_digest = $1
 """
 
 
 async def find_key(db: Database, digest: bytes) -> KeyRow | None:
-    """The key with this digest, whether it is still valid or not."""
+    """The key with this digest, now or before its last rotation, whether it is still valid or not."""
     row = await db.fetchrow(FIND_KEY, digest)
     return None if row is None else _key_row(row)
 
 
-REVOKE_KEY = """
-    UPDATE strata.keys SET revoked_at = now()
-    WHERE revoked_at IS NULL AND id = (
-        SELECT id FROM strata.keys WHERE revoked_at IS NULL AND (id::text = $1 OR name = $1)
-        ORDER BY id::text = $1 DESC LIMIT 1)
-    RETURNING id::text
+IN_FORCE = """
+    SELECT id::text FROM strata.keys WHERE revoked_at IS NULL AND (id::text = $1 OR name = $1)
+    ORDER BY id::text = $1 DESC LIMIT 1
 """
 
 
 async def revoke_key(db: Database, name_or_id: str, actor: str = "gateway") -> KeyRow | None:
     """The key as it is now; None if no active key has this name or id."""
+    return await _changed(db, name_or_id, lambda connection, before: end_key(connection, before, Actor(actor)))
+
+
+async def replace_secret(
+    db: Database, name_or_id: str, secret: StoredSecret, grace_seconds: int | None, actor: str = "gateway"
+) -> KeyRow | None:
+    """A new secret for the key, which the old one survives by so much; None if no active key has this name or id."""
+    return await _changed(
+        db,
+        name_or_id,
+        lambda connection, before: rotate_key(connection, before, secret, grace_seconds, Actor(actor)),
+    )
+
+
+async def _changed(
+    db: Database, name_or_id: str, change: Callable[[Connection, dict[str, Any]], Awaitable[object]]
+) -> KeyRow | None:
     async with db.transaction() as connection:
-        key_id = await connection.fetchval(REVOKE_KEY, name_or_id)
-        row = None if key_id is None else await connection.fetchrow(READ_KEY, key_id)
-        if row is not None:
-            await note(connection, actor=actor, action="key.revoke", object=key_id, after={"name": row["name"]})
-    return None if row is None else _key_row(row)
+        id = await connection.fetchval(IN_FORCE, name_or_id)
+        if id is None:
+            return None
+        await lock_key(connection, id)
+        before = await show_key(connection, id)
+        if before is None or before["revoked_at"] is not None:
+            return None  # by somebody else, a moment ago
+        await change(connection, before)
+        row = await connection.fetchrow(READ_KEY, id)
+    assert row is not None
+    return _key_row(row)
 
 
-def _audited(row: asyncpg.Record) -> dict[str, Any]:
-    names = ("name", "display", "user_id", "team_id", "models", "rpm", "tpm", "max_parallel", "expires_at")
-    return {**{name: row[name] for name in names}, "budgets": msgspec.json.decode(row["budgets"])}
+async def write_uses(db: Database, used_at: Mapping[str, float]) -> None:
+    """When keys were last used: id -> Unix seconds."""
+    async with db.transaction() as connection:
+        await note_uses(connection, used_at)
 
 
 def _key_row(row: asyncpg.Record) -> KeyRow:
