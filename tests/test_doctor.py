@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import http.server
+import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +18,7 @@ import pytest
 
 from proxy.cli import main
 from proxy.commands.checkup.edges import valid_until
-from proxy.commands.checkup.machine import file_system
+from proxy.commands.checkup.machine import file_system, judge_place, judge_room
 from proxy.commands.checkup.stores import judge_server
 from proxy.config import Config, Database, Secret
 from proxy.config.listeners import Tls
@@ -360,6 +363,48 @@ def test_the_deepest_mount_that_holds_a_folder_says_what_it_is_on(tmp_path: Path
         assert file_system(Path(place), mounts) == kind
     assert file_system(Path("/datax"), mounts) == "overlay"
     assert file_system(Path("/srv"), tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "level", "words"),
+    [
+        ("ext4", 0.002, "ok", "in 2.0 ms"),
+        ("", 0.002, "ok", "in 2.0 ms"),
+        ("ext4", 0.08, "warn", "takes 80 ms"),
+        ("tmpfs", 0.00001, "warn", "gone with the power"),
+        ("overlay", 0.002, "warn", "mount a volume"),
+    ],
+)
+def test_a_place_that_keeps_nothing_is_told(kind: str, seconds: float, level: str, words: str) -> None:
+    found = judge_place(Path("/data"), kind, seconds)
+    assert found.level == level and words in found.message
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**11, "ok"), (2 * 10**9, "warn"), (10**8, "fail")])
+def test_a_disk_that_fills_is_told(free: int, level: str) -> None:
+    assert judge_room(Path("/data"), free).level == level
+
+
+def test_a_folder_that_takes_nothing_is_a_failure(doctor: Doctor, hosted_dsn: str) -> None:
+    level, message = doctor("", fit(hosted_dsn), "--home", "/proc/strata")["journal"]
+    assert level == "fail" and message.startswith("nothing can be written in /proc (")
+
+
+def test_gateways_that_count_each_for_itself_are_told(doctor: Doctor, hosted_dsn: str, tmp_path: Path) -> None:
+    journal = tmp_path / "data" / "journal"
+    journal.mkdir(parents=True)
+    environ = fit(hosted_dsn)
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as held:
+        for number in range(cores + 1):
+            lock = held.enter_context((journal / f"worker-{number}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        (journal / "worker-dead.lock").touch()
+        found = doctor("", environ, "--home", "data")
+    assert found["cores"][0] == "warn" and f"{cores + 1} gateways run on this data folder" in found["cores"][1]
+    assert found["limits"][0] == "warn" and "set REDIS_URL" in found["limits"][1]
+    found = doctor("", environ, "--home", "data")
+    assert found["cores"][0] == "ok" and "limits" not in found
 
 
 def test_a_gateway_that_runs_is_found_and_counted(tmp_path: Path) -> None:

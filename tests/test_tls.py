@@ -69,6 +69,13 @@ def test_large_bodies_and_refusals_pass_through_tls(gateway: Gateway) -> None:
     assert gateway.ask("POST", "/v1/chat/completions", {}, BODY).status == 401
 
 
+def test_a_body_that_is_too_large_is_told_so_and_not_cut_off(gateway: Gateway) -> None:
+    headers = {"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
+    for size in (1_000_001, 8_000_000):
+        answer = gateway.ask("POST", "/v1/chat/completions", headers, b" " * size)
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
 def test_pages_by_tls_tell_browsers_to_stay_with_it(gateway: Gateway) -> None:
     answer = gateway.ask("GET", "/healthz")
     assert (answer.status, answer.headers["strict-transport-security"]) == (200, "max-age=15552000")

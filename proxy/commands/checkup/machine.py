@@ -73,24 +73,32 @@ def _journal(folder: Path) -> Iterator[Finding]:
         return
     finally:
         probe.unlink(missing_ok=True)
-    kind = file_system(place.resolve(), MOUNTS)
+    yield judge_place(place, file_system(place.resolve(), MOUNTS), seconds)
+    yield judge_room(place, free)
+
+
+def judge_place(place: Path, kind: str, seconds: float) -> Finding:
+    """`kind`: of its file system; `seconds`: how long it takes to keep a record."""
     if kind in IN_MEMORY:
-        yield warn("journal", f"{place} is in memory ({kind}) and gone with the power: put the data folder on a disk.")
-    elif kind == "overlay":
-        yield warn("journal", f"{place} is the container's own and gone with it: mount a volume for the data folder.")
-    elif seconds > SLOW_FSYNC_SECONDS:
-        yield warn(
-            "journal", f"{place} takes {seconds * 1000:.0f} ms to keep a record, and each request waits: a faster disk."
+        return warn("journal", f"{place} is in memory ({kind}) and gone with the power: put the data folder on a disk.")
+    if kind == "overlay":
+        return warn("journal", f"{place} is the container's own and gone with it: mount a volume for the data folder.")
+    milliseconds = seconds * 1000
+    if seconds > SLOW_FSYNC_SECONDS:
+        return warn(
+            "journal",
+            f"{place} takes {milliseconds:.0f} ms to keep a record, and each request waits: use a faster disk.",
         )
-    else:
-        yield ok("journal", f"{place} keeps what is written there, in {seconds * 1000:.1f} ms.")
-    gigabytes = f"{free / 10**9:.1f} GB"
-    if free < LEAST_FREE_BYTES:
-        yield fail("disk", f"{gigabytes} are free at {place}, and a full disk stops the gateway: make room.")
-    elif free < GOOD_FREE_BYTES:
-        yield warn("disk", f"{gigabytes} are free at {place}, little while the database is away for long: make room.")
-    else:
-        yield ok("disk", f"{gigabytes} are free at {place}.")
+    return ok("journal", f"{place} keeps what is written there, in {milliseconds:.1f} ms.")
+
+
+def judge_room(place: Path, free_bytes: int) -> Finding:
+    gigabytes = f"{free_bytes / 10**9:.1f} GB"
+    if free_bytes < LEAST_FREE_BYTES:
+        return fail("disk", f"{gigabytes} are free at {place}, and a full disk stops the gateway: make room.")
+    if free_bytes < GOOD_FREE_BYTES:
+        return warn("disk", f"{gigabytes} are free at {place}, little while the database is away for long: make room.")
+    return ok("disk", f"{gigabytes} are free at {place}.")
 
 
 def _write(probe: Path) -> float:
