@@ -150,7 +150,10 @@ def test_credentials_are_for_named_origins() -> None:
 
 def test_pages_tell_browsers_to_be_careful(closed: Gateway) -> None:
     for path in ("/healthz", "/v1/models", "/api/audit", "/nowhere", "/auth/nothing"):
-        headers = closed.ask("GET", path).headers
+        answer = closed.ask("GET", path)
+        headers = answer.headers
+        assert headers["x-request-id"].startswith("req_")
+        assert headers.get("www-authenticate") == ("Bearer" if answer.status == 401 else None)
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
         assert headers.get("cache-control") == ("no-store" if path.startswith(("/api", "/auth")) else None)
         assert "strict-transport-security" not in headers

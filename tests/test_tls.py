@@ -181,7 +181,8 @@ def shown(gateway: Gateway) -> bytes:
 
 def test_a_new_certificate_is_taken_without_a_restart_and_a_bad_one_is_not(gateway: Gateway) -> None:
     before = shown(gateway)
-    (gateway.home.parent / "key.pem").write_text("no key at all\n")
+    stranger, _ = write_certificate(gateway.home.parent / "stranger")
+    (gateway.home.parent / "cert.pem").write_bytes(stranger.read_bytes())
     deadline = time.monotonic() + SECONDS
     while "the certificate stays as it was" not in gateway.log.read_text():
         assert time.monotonic() < deadline, gateway.tail()
