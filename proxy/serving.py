@@ -13,7 +13,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,9 @@ log = logging.getLogger("strata")
 
 CERTIFICATE_SECONDS = 5.0
 """How often the files are looked at."""
+HANDSHAKE_SECONDS = 10.0
+GOODBYE_SECONDS = 5.0
+"""How long a client may take to begin TLS, and to end it."""
 
 
 class Listeners(NamedTuple):
@@ -51,18 +54,23 @@ class Listeners(NamedTuple):
             listener.close()
 
 
+class Entry(NamedTuple):
+    """A listener, and what is served there."""
+
+    listener: socket.socket
+    config: uvicorn.Config
+    context: ssl.SSLContext | None
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, with a word when it takes connections, and a second one beside it for the plain port."""
+    """uvicorn's server, with a word when it takes connections, and several listeners that need not be alike."""
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        on_ready: Callable[[], Awaitable[None]],
-        plain: tuple[uvicorn.Config, socket.socket] | None,
+        self, config: uvicorn.Config, entries: Sequence[Entry], on_ready: Callable[[], Awaitable[None]]
     ) -> None:
         super().__init__(config)
+        self._entries = entries
         self._on_ready = on_ready
-        self._plain = plain
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,21 +81,34 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # the lifespan alone
         if self.should_exit:
             return
-        if self._plain is not None:
-            config, listener = self._plain
-            config.load()
-            protocol = config.http_protocol_class
-            self.servers.append(
-                await asyncio.get_running_loop().create_server(
-                    lambda: protocol(config=config, server_state=self.server_state, app_state={}),  # type: ignore[call-arg]
-                    sock=listener,
-                    backlog=config.backlog,
-                )
-            )
+        for entry in self._entries:
+            await self._open(entry)
         await self._on_ready()
+
+    async def _open(self, entry: Entry) -> None:
+        config = entry.config
+        if not config.loaded:
+            config.load()
+
+        def connected() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        secure = entry.context is not None
+        self.servers.append(
+            await asyncio.get_running_loop().create_server(
+                connected,
+                sock=entry.listener,
+                ssl=entry.context,
+                backlog=config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if secure else None,
+                ssl_shutdown_timeout=GOODBYE_SECONDS if secure else None,
+            )
+        )
 
 
 def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
@@ -111,11 +132,14 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
                 gateway.rounds.start("certificate", lambda: keep_certificate(context, tls))
             await greet(gateway, home, embedded=embedded is not None, seconds=time.monotonic() - started)
 
-        plain = None if listeners.plain is None else (_plain_config(config, gateway), listeners.plain)
-        server = Server(_uvicorn_config(config, gateway, context), ready, plain)
+        server_config = _uvicorn_config(config, gateway)
+        entries = [Entry(listener, server_config, context) for listener in listeners.served]
+        if listeners.plain is not None:
+            entries.append(Entry(listeners.plain, _plain_config(config, gateway), None))
+        server = Server(server_config, entries, ready)
         gateway.quit = lambda: setattr(server, "should_exit", True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(sockets=listeners.served))
+            runner.run(server.serve(sockets=[]))
         if gateway.refused is not None:
             raise gateway.refused
         return 0 if server.started else 1
@@ -159,7 +183,7 @@ def _context(config: Config) -> ssl.SSLContext | None:
         raise _misconfigured(f"server.tls {wrong}") from None
 
 
-def _uvicorn_config(config: Config, gateway: Gateway, context: ssl.SSLContext | None) -> uvicorn.Config:
+def _uvicorn_config(config: Config, gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app(),
         http=protocol_class(gateway.door),
@@ -172,7 +196,6 @@ def _uvicorn_config(config: Config, gateway: Gateway, context: ssl.SSLContext | 
         proxy_headers=False,
         timeout_graceful_shutdown=int(config.server.shutdown_grace_seconds),
         backlog=2048,
-        ssl_context_factory=None if context is None else lambda *_: context,
     )
 
 

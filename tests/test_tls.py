@@ -113,6 +113,11 @@ def test_who_speaks_no_tls_is_hung_up_on_and_harms_nobody(gateway: Gateway) -> N
     assert gateway.alive()
 
 
+def test_who_never_begins_tls_is_hung_up_on(gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as raw:
+        assert raw.recv(1000) == b""
+
+
 def test_a_head_that_does_not_end_is_hung_up_on_under_tls_too(gateway: Gateway) -> None:
     context = client_of(gateway.home.parent / "cert.pem")
     with (
