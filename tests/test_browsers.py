@@ -6,6 +6,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from proxy.config.listeners import Cors
 from proxy.edge.browsers import Origins
@@ -139,6 +141,27 @@ def test_anybodys_page_is_anybodys_and_gets_no_credentials() -> None:
     assert dict(both.headers(EVIL.encode())) == {b"vary": b"Origin"}
     with pytest.raises(PolicyError):
         both.preflight(EVIL.encode(), b"")
+
+
+@given(
+    origin=st.one_of(
+        st.binary(max_size=40), st.sampled_from([APP[:-1], APP + ".", APP + "/", "*", "null"]).map(str.encode)
+    )
+)
+def test_no_origin_is_named_back_that_is_not_in_the_file(origin: bytes) -> None:
+    for credentials in (True, False):
+        named = Origins(Cors(origins=(APP,), credentials=credentials))
+        assume(origin != APP.encode())
+        assert named.headers(origin) == [(b"vary", b"Origin")]
+        assert named.lines(origin) == b"vary: Origin\r\n"
+        with pytest.raises(PolicyError):
+            named.preflight(origin, b"")
+
+
+@given(wanted=st.binary(max_size=60))
+def test_what_a_browser_wants_to_send_cannot_break_a_head(wanted: bytes) -> None:
+    told = dict(Origins(Cors(origins=(APP,))).preflight(APP.encode(), wanted))
+    assert not set(told[b"access-control-allow-headers"]) & set(b"\r\n\0:;")
 
 
 def test_credentials_are_for_named_origins() -> None:

@@ -50,6 +50,17 @@ def test_lists_come_from_the_environment_too() -> None:
     assert server.trusted_proxies == ("10.0.0.0/8", "127.0.0.1/32")
 
 
+def test_maps_come_from_the_environment_too() -> None:
+    write_certificate(Path("tls"))
+    environ = {"TLS__CERTIFICATE": "tls/cert.pem", "TLS__KEY": "tls/key.pem", "ADMIN__PORT": "4001"}
+    environ |= {"CORS__ORIGINS": "https://a.example,https://b.example", "HSTS": "1d", "REDIRECT_HTTP": "8080"}
+    server = good("", {f"STRATA_SERVER__{name}": value for name, value in environ.items()}).server
+    assert server.tls == Tls(certificate="tls/cert.pem", key="tls/key.pem")
+    assert server.admin == Admin(port=4001)
+    assert server.cors.origins == ("https://a.example", "https://b.example")
+    assert (server.hsts_seconds, server.redirect_http) == (86_400, 8080)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -159,7 +159,7 @@ def create(
     row = data.run(config, home, insert)
     if as_json:
         return to_json({**_described(row), "key": key})
-    address = f"http://{_host(config.server.host)}:{config.server.port}"
+    address = f"http{'s' if config.server.tls else ''}://{_host(config.server.host)}:{config.server.port}"
     facts = [f"Name {row.name}", f"models {_models(row)}", _budget(row) or "no budget"]
     facts += [f"{row.rpm} requests/min"] if row.rpm is not None else []
     facts += [f"{row.tpm} tokens/min"] if row.tpm is not None else []
