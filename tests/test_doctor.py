@@ -8,7 +8,7 @@ import http.server
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -272,6 +272,52 @@ def test_redis_is_asked_if_it_is_set(doctor: Doctor, hosted_dsn: str, tmp_path: 
     assert level == "fail" and "each gateway passes its part of the limits alone" in message
 
 
+class Ready(http.server.BaseHTTPRequestHandler):
+    """A gateway that lacks something, as far as /readyz tells."""
+
+    answer: ClassVar[tuple[int, bytes]] = (200, b"")
+
+    def do_GET(self) -> None:
+        status, body = self.answer
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def serving(kind: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "level", "words"),
+    [
+        (200, b'{"status":"ready","degraded":[]}', "ok", "is ready"),
+        (200, b'{"status":"ready","degraded":["redis"]}', "warn", "runs without its redis"),
+        (503, b'{"status":"unavailable","degraded":["database"]}', "fail", "cannot serve, for it lacks database"),
+        (200, b"<html>", "fail", "somebody else's"),
+        (200, b'{"status":"ready"}', "fail", "somebody else's"),
+    ],
+)
+def test_a_gateway_that_lacks_something_is_told(
+    doctor: Doctor, hosted_dsn: str, status: int, body: bytes, level: str, words: str
+) -> None:
+    Ready.answer = (status, body)
+    with serving(Ready) as port:
+        found = doctor("", fit(hosted_dsn) | {"STRATA_SERVER__PORT": str(port)})["gateway"]
+    assert found[0] == level and words in found[1]
+
+
 class Listing(http.server.BaseHTTPRequestHandler):
     """A provider that lists its models to whoever has its key."""
 
@@ -292,14 +338,9 @@ class Listing(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def supplier() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listing)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
     Listing.asked.clear()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Listing) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def test_providers_are_asked_only_if_one_says_so(doctor: Doctor, hosted_dsn: str, supplier: str) -> None:
@@ -431,9 +472,3 @@ def test_a_gateway_that_runs_is_found_and_counted(tmp_path: Path) -> None:
     assert found["gateway"].startswith("ok none answers on port ")
     assert found["cores"].endswith("and none runs here now.")
     assert found["vault"].startswith("ok ")
-
-
-def test_a_port_that_is_somebody_elses_is_a_failure(doctor: Doctor, hosted_dsn: str, supplier: str) -> None:
-    port = supplier.rpartition(":")[2].partition("/")[0]
-    level, message = doctor("", fit(hosted_dsn) | {"STRATA_SERVER__PORT": port})["gateway"]
-    assert level == "fail" and "somebody else's" in message

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy.edge.hosts import Hosts
+from proxy.edge.plain import Plain
 from proxy.errors import CallerError
 from tests.gateway import Answer, Gateway, free_port
 
@@ -101,6 +105,41 @@ def test_a_gateway_with_names_answers_to_these_alone(named: Gateway) -> None:
         for path, method in (("/v1/models", "GET"), ("/api/audit", "GET"), (PATH, "POST"), ("/nowhere", "GET")):
             assert ask(named, path, host, method=method).status == 421
         assert ask(named, "/healthz", host).status == ask(named, "/readyz", host).status == 200  # asked by address
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for setting, options in (("", ("--port", str(port))), (" (server.admin.port)", ())):
+            server = "" if options else f"admin: {{port: {port}}}, port: {free_port()}"
+            gateway = Gateway(tmp_path / "home", server=server)
+            done = gateway.strata("serve", *options)
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"Port {port} on 127.0.0.1{setting} is in use.\nFix: ")
+            assert not (tmp_path / "home" / "postgres").exists()
+
+
+async def led(scope: dict[str, Any], hosts: Hosts | None) -> tuple[int, dict[bytes, bytes]]:
+    """What the port without TLS answers."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    plain = {"type": "http", "method": "GET", "raw_path": b"/a", "query_string": b"", "headers": []}
+    await Plain(443, hosts)(plain | scope, receive, send)
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+async def test_the_port_without_tls_leads_to_no_name_that_is_not_ours() -> None:
+    ours, evil = {"headers": [(b"host", b"llm.example.com")]}, {"headers": [(b"host", b"evil.example")]}
+    status, headers = await led(ours, Hosts(["llm.example.com"]))
+    assert (status, headers[b"location"]) == (308, b"https://llm.example.com/a")
+    status, headers = await led(evil, Hosts(["llm.example.com"]))
+    assert status == 421 and b"location" not in headers
 
 
 @pytest.mark.parametrize("host", [b"", b"::1", b"localhost@evil.example", b"127.0.0.1.evil.example", b"0x7f.1"])
