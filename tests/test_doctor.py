@@ -28,6 +28,7 @@ from tests.certificates import client_of, write_certificate
 from tests.conftest import needs, run_sql
 from tests.gateway import Gateway, free_port
 from tests.redis_server import RedisServer
+from tests.test_cli import strata
 
 MASTER = "q7Zt2mVx9Lk4Wn8Rb3Hd6Jc5Pf1Ys0Ga"
 OTHER = "Xw3Tn9Qe7Ru5Yi1Op4As6Df8Gh2Jk0Lz"
@@ -191,6 +192,17 @@ def test_a_database_that_is_away_is_a_failure_and_its_password_stays_secret(doct
     assert (level, doctor.code) == ("fail", 1)
     assert message == "The database cannot be reached at the moment. See whether it runs, and what DATABASE_URL says."
     assert "hush" not in doctor.text
+
+
+def test_what_it_says_is_a_line_each_and_nothing_else(tmp_path: Path) -> None:
+    Path("config.yaml").write_text("")
+    environ = {"STRATA_SERVER__PORT": str(free_port()), "REDIS_URL": "redis://127.0.0.1:1/0"}
+    done = strata(tmp_path, "doctor", environ=environ)
+    assert (done.returncode, done.stderr) == (1, "")
+    *lines, last = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines} == {"ok", "warn", "FAIL"}
+    assert all(line.endswith((".", "strata migrate")) for line in lines)
+    assert last.strip().startswith("1 failure, ")
 
 
 def test_a_login_that_passes_by_row_level_security_is_told(doctor: Doctor, database_dsn: str) -> None:

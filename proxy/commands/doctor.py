@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from proxy.config.problems import Severity
 from proxy.errors import GatewayError, GatewayFault
 from proxy.storage.vault import FILE_NAME, VARIABLE, Vault
 
+SILENCE = logging.NullHandler()
+"""What the parts log on the way is said in the findings."""
 LEVELS: dict[Severity, Level] = {"error": "fail", "warning": "warn", "note": "ok"}
 
 
@@ -38,6 +41,7 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
 
 
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    logging.getLogger("strata").addHandler(SILENCE)
     findings = examine_all(file_of(args, environ), home_of(args, environ), environ, ask=args.providers)
     if args.production:
         findings = [
