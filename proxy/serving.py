@@ -29,7 +29,9 @@ from proxy.edge.plain import Plain
 from proxy.edge.protocol import protocol_class
 from proxy.errors import GatewayFault
 from proxy.first_start import greet
+from proxy.hiding import Hiding, secrets_of
 from proxy.storage.embedded import EmbeddedPostgres
+from proxy.storage.vault import split_keys
 from proxy.telemetry.logs import configure
 
 log = logging.getLogger("strata")
@@ -115,7 +117,9 @@ def serve(config: Config, *, home: Path, environ: Mapping[str, str]) -> int:
     """Runs the gateway until SIGTERM or SIGINT. Raises GatewayFault with the fix when it cannot start."""
     started = time.monotonic()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    request_log = configure(config.logging.level, config.logging.format)
+    master_key = environ.get("STRATA_MASTER_KEY", "")
+    hide = Hiding({*secrets_of(config), *split_keys(master_key)})
+    request_log = configure(config.logging.level, config.logging.format, hide=hide)
     context = _context(config)
     listeners = _listen(config)
     embedded = None if config.database.url else EmbeddedPostgres(home)

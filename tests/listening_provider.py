@@ -19,6 +19,9 @@ class Request(NamedTuple):
     headers: list[tuple[str, str]]
     body: bytes
 
+    def headers_named(self, name: str) -> list[str]:
+        return [value for known, value in self.headers if known.lower() == name]
+
 
 class Reply(NamedTuple):
     status: int

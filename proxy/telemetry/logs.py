@@ -123,6 +123,7 @@ class RequestLog:
         access: bool = True,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         limit_bytes: int = _LIMIT_BYTES,
+        hide: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.enabled = access
         self.dropped = 0
@@ -130,6 +131,7 @@ class RequestLog:
         self._pretty = pretty
         self._clock_ns = clock_ns
         self._limit_bytes = limit_bytes
+        self._hide = hide
         self._waiting = bytearray()
         """Finished lines. Bytes in one place: thousands of waiting objects would push what is hot out of the caches."""
         self._gathering = threading.Lock()
@@ -184,6 +186,10 @@ class RequestLog:
         )
         self.put(line)
 
+    def masked(self, text: str) -> str:
+        """Without the secrets that are known, and without what looks like one."""
+        return mask(self._hide(text))
+
     def put(self, line: Line) -> None:
         if len(self._waiting) >= self._limit_bytes:
             self.dropped += 1
@@ -225,12 +231,12 @@ class RequestLog:
         if line.logger == "strata.access":
             # the only field of these that a client may have written
             if not (line.request_id.startswith("req_") and len(line.request_id) == 24):
-                line.request_id = mask(line.request_id)
+                line.request_id = self.masked(line.request_id)
             if line.provider:
                 line.deployment = f"{line.provider}/{line.deployment}"
             return f"{_pretty_access(line)}\n".encode() if self._pretty else self._json(line)
-        line.message = mask(line.message)
-        line.exception = mask(line.exception)
+        line.message = self.masked(line.message)
+        line.exception = self.masked(line.exception)
         return f"{_pretty(line)}\n".encode("utf-8", "replace") if self._pretty else self._json(line)
 
     def _json(self, line: Line) -> bytes:
@@ -257,7 +263,7 @@ class _Handler(logging.Handler):
             for field in FIELDS:
                 value = record.__dict__.get(field)
                 if value is not None:
-                    setattr(line, field, value if isinstance(value, int) else mask(str(value)))
+                    setattr(line, field, value if isinstance(value, int) else self.log.masked(str(value)))
             if record.exc_info:
                 line.exception = self._exceptions.formatException(record.exc_info)
             self.log.put(line)
@@ -270,15 +276,17 @@ def configure(
     level: str = "info",
     format: Literal["auto", "json", "pretty"] = "auto",
     stream: TextIO | None = None,
+    hide: Callable[[str], str] = lambda text: text,
 ) -> RequestLog:
     """
     Sends all of stdlib logging to `stream` (stderr): JSON lines, or short ones if it is a terminal. Called again, it
-    replaces what it set up before. The caller holds `run()` of what it returns as a task.
+    replaces what it set up before. `hide` takes out of a text what is known to be secret. The caller holds `run()` of
+    what it returns as a task.
     """
     target = stream if stream is not None else sys.stderr
     number = _LEVELS[level]
     pretty = format == "pretty" or (format == "auto" and target.isatty())
-    log = RequestLog(target, pretty=pretty, access=number <= logging.INFO)
+    log = RequestLog(target, pretty=pretty, access=number <= logging.INFO, hide=hide)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
         root.removeHandler(handler)
@@ -289,6 +297,8 @@ def configure(
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"  # our own line says more
         logger.setLevel(max(number, logging.WARNING))
+    for name in ("httpx2", "httpcore2"):  # they log addresses, and what comes back
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
     return log
 
 

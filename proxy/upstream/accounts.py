@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from proxy import __version__
 from proxy.config import Provider
-from proxy.errors import GatewayFault
+from proxy.errors import GatewayFault, UpstreamError
 from proxy.exchange import OwnKey
+from proxy.hiding import Hiding, secrets_of
 from proxy.providers import UpstreamRequest, load
 from proxy.upstream.connections import Origin, Pool, Response
 from proxy.upstream.credentials import Credential, Outgoing, Surroundings, authorise
@@ -48,6 +49,7 @@ class Account:
         """Headers of the client that this provider may see."""
         self.passes_through = self.translator.same_dialect and not provider.quirks.get("normalise")
         """Its answers go to the client as they came. Not so where a provider speaks our dialect with an accent."""
+        self.hide = Hiding(secrets_of(provider))
         self._first_hop = f"{HOPS}: 1\r\n".encode() if self.translator.same_dialect else b""
         """Only where another gateway may stand, which would speak our dialect."""
         url = urlsplit(provider.api_base)
@@ -98,6 +100,16 @@ class Account:
         lines = "".join(_header(name, value) for name, value in request.headers.items())
         head = f"GET {self._target(request.path)} HTTP/1.1\r\n{fixed}{lines}\r\n".encode("latin-1")
         return self.pool.send(self._origin, head, b"", connect_seconds=deadline, deadline=deadline)
+
+    def censor(self, error: UpstreamError) -> None:
+        """Providers quote in their errors what they were sent."""
+        error.message = self.hide(error.message)
+        error.args = (error.message,)
+        for name in ("code", "param"):
+            said = getattr(error, name)
+            if said is not None and self.hide(said) != said:
+                setattr(error, name, None)
+        error.__notes__ = [self.hide(note) for note in getattr(error, "__notes__", ())]
 
     async def close(self) -> None:
         if not self._is_guest:

@@ -170,6 +170,7 @@ class AnswerStream:
         deadline: float,
         failed: Callable[[Deployment, UpstreamError], None],
         progress: Callable[[Exchange, Attempt, Usage | None], None],
+        censor: Callable[[UpstreamError], None],
     ) -> None:
         self.deployment = deployment
         self.attempt = attempt
@@ -185,6 +186,7 @@ class AnswerStream:
         self._failure: UpstreamError | None = None
         self._failed = failed
         self._progress = progress
+        self._censor = censor
         self._progress_due_ns = attempt.started_ns + PROGRESS_NS
         self._opened = False
 
@@ -230,6 +232,8 @@ class AnswerStream:
 
     def abandon(self, error: BaseException) -> None:
         """Hangs up. The attempt keeps what it knows; without a usage it is settled by what was delivered."""
+        if isinstance(error, UpstreamError):
+            self._censor(error)
         self._learn()
         self._response.close()
         if self._exchange.client_left:

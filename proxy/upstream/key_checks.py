@@ -18,7 +18,6 @@ from proxy.upstream.accounts import Account
 
 CHECK_SECONDS = 5.0
 MAX_DETAIL_CHARACTERS = 300
-SHORTEST_SECRET = 6
 
 Status = Literal["not checked", "valid", "invalid", "no quota", "rate limited", "unreachable"]
 
@@ -83,6 +82,7 @@ async def _ask(account: Account, request: UpstreamRequest, deadline: float, *, w
 def _refused(account: Account, status: int, body: bytes) -> Checked:
     if status in NO_LIST:
         return Checked("not checked", f"{status}: there is no list of models at this address.")
+    body = account.hide.in_bytes(body)
     error = account.translator.decode_error(status, {}, body)
     found = STATUSES.get(error.error_type, "not checked")
     return Checked(found, _told(account, f"{status}: {words_of(body) or 'it did not say why'}"))
@@ -90,11 +90,7 @@ def _refused(account: Account, status: int, body: bytes) -> Checked:
 
 def _told(account: Account, text: str) -> str:
     """Providers quote in their errors what they were sent."""
-    key = account.provider.api_key
-    secret = key.reveal() if key is not None else ""
-    if len(secret) >= SHORTEST_SECRET:
-        text = text.replace(secret, "…")
-    return clean(text)[:MAX_DETAIL_CHARACTERS]
+    return clean(account.hide(text))[:MAX_DETAIL_CHARACTERS]
 
 
 def _models(body: bytes) -> str:

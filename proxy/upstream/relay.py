@@ -199,6 +199,8 @@ class Relay:
             self._meter.dispatch(exchange, attempt)
             return await self._exchange(account, step, request, body, chat, exchange, attempt)
         except GatewayError as error:
+            if isinstance(error, UpstreamError):
+                account.censor(error)
             self._fail(exchange, attempt, error)
             raise
         except BaseException:
@@ -243,6 +245,7 @@ class Relay:
             deadline=deadline,
             failed=self._note_failure if account.own_key is None else partial(self._note_own_failure, account.own_key),
             progress=self._meter.progress,
+            censor=account.censor,
         )
         try:
             await stream.open()
@@ -298,7 +301,7 @@ class Relay:
 
     async def _refusal(self, account: Account, response: Response) -> UpstreamError:
         body = await response.read_all(self._clock() + MAX_ERROR_BODY_SECONDS)
-        error = account.translator.decode_error(response.status, response.headers, body)
+        error = account.translator.decode_error(response.status, response.headers, account.hide.in_bytes(body))
         error.upstream_status = response.status
         return error
 
