@@ -74,8 +74,8 @@ class Meter:
         price = attempt.ceiling or self.prices.ceiling(
             attempt.deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
         )
-        if attempt.hold is not None:
-            price = Price(price.state, attempt.hold.nano_usd, price.source)
+        if attempt.hold is not None and attempt.hold.nano_usd != price.nano_usd:
+            price = price._replace(nano_usd=attempt.hold.nano_usd)
         usage = Usage(attempt.input_tokens_bound, output=attempt.output_tokens_bound)
         row = self._encode_row(exchange, attempt, usage, price, source="orphan", outcome="gateway_internal")
         self._journal.append_dispatch((exchange.id, attempt.number), row)
@@ -203,6 +203,7 @@ class Meter:
                 exchange.stream,
             )
             begins = attempt.row_begins = _encode(first_columns)[:-1]
+        price_state, nano_usd, price_source = price
         hold, started, first, ended = attempt.hold, attempt.started_ns, attempt.first_event_ns, attempt.ended_ns
         other_columns = (
             attempt.status,
@@ -216,9 +217,9 @@ class Meter:
             usage.output,
             usage.reasoning,
             usage.audio_output,
-            price.nano_usd,
-            price.state,
-            price.source,
+            nano_usd,
+            price_state,
+            price_source,
             attempt.usage_raw.decode("utf-8", "replace")[:MAX_RAW_CHARS] if attempt.usage_raw else "",
             attempt.usage_suspect,
             (ended - started) // NS_PER_MS if ended > started else 0,
@@ -231,7 +232,7 @@ class Meter:
             attempt.service_tier,
             attempt.own_key.id if attempt.own_key is not None else None,
         )
-        return b"%b,%b" % (begins, _encode(other_columns)[1:])
+        return begins + b"," + _encode(other_columns)[1:]
 
 
 def _with_counted(attempt: Attempt, tokens: int) -> Usage:

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -100,7 +100,7 @@ class Table(msgspec.Struct, frozen=True):
     providers: dict[str, ListedProvider]
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True):
     """What is known of one deployment. It holds the deployment, so that its id() stays its own."""
 
     deployment: Deployment

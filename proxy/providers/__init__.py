@@ -15,6 +15,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
+
 from proxy.errors import UpstreamError
 
 Json = dict[str, Any]
@@ -43,7 +45,7 @@ class Notice:
     """False: what the caller wanted is done in another way. A strict request is refused for what is lost."""
 
 
-class UpstreamRequest(NamedTuple):
+class UpstreamRequest(msgspec.Struct, frozen=True):
     """What to send. `path` is joined to the provider's api_base; `headers` never hold a secret."""
 
     path: str

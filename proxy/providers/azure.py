@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from proxy.errors import CallerError, GatewayFault
 from proxy.providers import ChatRequest, Target, UpstreamRequest, openai
 
@@ -28,7 +30,7 @@ class Translator(openai.Translator):
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         request = super().encode_request(chat, target)
-        return request._replace(path=_path(target.model, target.options.get("api_version", "")))
+        return msgspec.structs.replace(request, path=_path(target.model, target.options.get("api_version", "")))
 
 
 def _path(deployment: str, version: str) -> str:

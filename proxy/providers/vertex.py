@@ -56,7 +56,7 @@ class Translator:
             return _encode_claude(chat, target, f"{place}/publishers/anthropic/models/{model.name}")
         request = encode_chat(chat, target, model)
         publisher = "" if model.name.startswith("endpoints/") else "/publishers/google"
-        return request._replace(path=f"{place}{publisher}{request.path}")
+        return msgspec.structs.replace(request, path=f"{place}{publisher}{request.path}")
 
     def decode_response(self, body: bytes) -> Completion:
         return (_CLAUDE if _is_claudes(body) else _GEMINI).decode_response(body)

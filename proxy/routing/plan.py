@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,7 +22,8 @@ from proxy.routing.resting import Resting
 MAX_CACHED_NAMES = 1_000
 
 
-class Step(NamedTuple):
+# Structs: to make a NamedTuple costs four times as much, to read one of its fields ten times.
+class Step(msgspec.Struct, frozen=True):
     """One deployment to try, for which model; `fallback` if that is not the model that was asked for."""
 
     model: Model
@@ -31,7 +31,7 @@ class Step(NamedTuple):
     fallback: bool
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     attempts: int
     """How many attempts at the most, over all steps."""
@@ -83,8 +83,10 @@ class Router:
                 code="no_deployment",
                 error_type="gateway_no_deployment",
             )
-        awake = [step for step in steps if self._may_be_asked(step.deployment, now)]
-        asleep = [step for step in steps if step not in awake]
+        awake: list[Step] = []
+        asleep: list[Step] = []
+        for step in steps:
+            (awake if self._may_be_asked(step.deployment, now) else asleep).append(step)
         # When all rest, one of them is asked all the same, once: better than a sure refusal, and no storm.
         self._pace.asked((awake or asleep)[0].deployment, now)
         return Plan((*awake, *asleep), max(1 + model.num_retries, len(awake)) if awake else 1, len(asleep))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
+import msgspec
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
@@ -30,7 +30,7 @@ _BOUND_LIMIT = 4096
 """Bound combinations kept; past it they are forgotten and bound again."""
 
 
-class _RequestCells(NamedTuple):
+class _RequestCells(msgspec.Struct, frozen=True):
     """Where one kind of request is counted: bound once, so that a request pays for one look-up."""
 
     requests: Cell
@@ -40,13 +40,13 @@ class _RequestCells(NamedTuple):
     per_token: Distribution | None
 
 
-class _KeyCells(NamedTuple):
+class _KeyCells(msgspec.Struct, frozen=True):
     cost: Cell
     input: Cell
     output: Cell
 
 
-class _AttemptCells(NamedTuple):
+class _AttemptCells(msgspec.Struct, frozen=True):
     attempts: Cell
     duration: Distribution
     input: Cell

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+
+import msgspec
 
 from proxy.admission.limits import format_reset
 
@@ -24,7 +25,7 @@ MAX_NAMES = 64
 _SPELLINGS = {b"req-minute": b"requests", b"tokens-minute": b"tokens"}
 
 
-class _Told(NamedTuple):
+class _Told(msgspec.Struct, frozen=True):
     """What a head says of limits, by all its names: a provider sends the same ones again and again."""
 
     headers: tuple[tuple[bytes, bytes, bytes], ...]

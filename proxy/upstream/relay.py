@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Events(Protocol):
     def count_fallback(self, model: str, to: str) -> None: ...
 
 
-class _Road(NamedTuple):
+class _Road(msgspec.Struct, frozen=True):
     """The way to one deployment, looked up once. It holds the deployment, so that its id() stays its own."""
 
     deployment: Deployment

@@ -11,9 +11,12 @@ import asyncio
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
+from operator import setitem
+from types import MethodType
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import httptools
+import msgspec
 
 from proxy.errors import StreamTruncated, UpstreamError
 from proxy.upstream.origin import Origin, bad_response, timed_out
@@ -78,8 +81,8 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._fields: dict[bytes, bytes] = {}
-        self.on_header: Callable[[bytes, bytes], None] = self._fields.__setitem__
-        """The parser calls the dict itself: no Python frame for a header."""
+        self.on_header: Callable[[bytes, bytes], None] = MethodType(setitem, self._fields)
+        """The parser calls C: no Python frame for a header. (`__setitem__` itself would be called by a longer way.)"""
         self._barren = 0
         """Bytes since the body last grew. It bounds heads, trailers and chunk extensions alike."""
         self._silent = True
@@ -340,7 +343,7 @@ class _Inflate:
         return out
 
 
-class _Marks(NamedTuple):
+class _Marks(msgspec.Struct, frozen=True):
     """What of a head says how its body is to be read: whether it is there, or its name as it came."""
 
     connection: bool
