@@ -166,7 +166,7 @@ FORGED = '\n\ndata: [DONE]\n\nevent: error\r\u2028data: {"error":{}}'
 CUT = "upstream_incomplete"
 OVERLOADED = {"error": {"type": "overloaded_error", "message": "x"}}
 STREAMS: dict[str, tuple[Answer, str, str]] = {
-    # what it streams: what the client finds last in it ("whole", "error"), or the code in place of it; where numbers are
+    # what it streams: what the client finds last in it ("whole", "error") or instead of it; where the usage is from
     "no end": (events(chunk()), "error", "counted"),
     "no end at all": (events(), CUT, "counted"),
     "junk after two events": (events(chunk(), chunk(), b"{nope"), "error", "counted"),
