@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 from bench.load import Connection, Run, request
 from bench.machine import cpu, free_port, memory, tree
 from bench.report import SCENARIOS, Row, lines
+from bench.timing import Taken, altered, compared, near
 from bench.upstream import CHUNKS, serve
+from proxy.admission.keys import new_key, well_formed
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,3 +114,32 @@ def test_the_report_gives_medians_and_the_ratio_to_nginx() -> None:
     text = "\n".join(lines(rows, SCENARIOS[:1]))
     assert "90.0 (89.0…91.0)" in text
     assert " 3.00 " in text
+
+
+def taken(dice: random.Random, slower_ns: int, guesses: int = 200, of_guess_ns: float = 50.0) -> Taken:
+    """Samples of a made-up kind: each guess has a time of its own, some are held up, and all are so much slower."""
+    own = [dice.gauss(5000, of_guess_ns) for _ in range(guesses)]
+    found = Taken(array("i"), array("q"))
+    for number in range(guesses * 50):
+        guess = number % guesses
+        late = dice.choice([0] * 19 + [100_000])
+        found.guess.append(guess)
+        found.nanoseconds.append(int(dice.gauss(own[guess], 200)) + slower_ns + late)
+    return found
+
+
+def test_a_kind_that_is_slower_is_found_and_guesses_that_differ_among_themselves_are_not_one() -> None:
+    alike = [compared(taken(random.Random(seed), 0), taken(random.Random(100 + seed), 0)) for seed in range(20)]
+    assert not any(found.differs for found in alike)
+    slower = compared(taken(random.Random(1), 40), taken(random.Random(2), 0))
+    assert slower.differs
+    assert 20 < slower.apart_ns < 60
+
+
+def test_a_guess_near_a_key_has_a_checksum_that_is_right() -> None:
+    key = new_key()
+    for place in (len("sk-strata-"), -1):
+        guess = near(key, place)
+        assert well_formed(guess.encode())
+        assert sum(one != other for one, other in zip(guess[:-6], key[:-6], strict=True)) == 1
+    assert not well_formed(altered(key, -1).encode())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from proxy import rounds
@@ -11,6 +14,7 @@ from proxy.admission.limits import Limits
 from proxy.rounds import write_all_uses
 from proxy.storage.keys import KeyRow, insert_key, list_keys, write_uses
 from proxy.storage.postgres import Database, Unavailable
+from tests.gateway import Gateway
 
 PEPPER = b"p" * 32
 NOW = 1_900_000_000.0
@@ -63,3 +67,15 @@ async def test_what_cannot_be_written_is_kept_for_the_next_time() -> None:
     with pytest.raises(Unavailable):
         await write_all_uses(nowhere, gate)
     assert gate.take_uses() == {"6f1f0c34-7a8e-5d55-9a3f-0f6f6c7d2b11": NOW}
+
+
+def test_a_gateway_that_stops_writes_what_it_has_gathered(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "home").start()
+    try:
+        [before] = msgspec.json.decode(gateway.strata("keys", "list", "--json").stdout)
+        assert before["last_used_at"] is None
+        assert gateway.get("/v1/models", gateway.key)[0] == 200
+    finally:
+        gateway.stop()
+    [after] = msgspec.json.decode(gateway.strata("keys", "list", "--json").stdout)
+    assert after["last_used_at"] >= after["created_at"]

@@ -25,7 +25,7 @@ _LETTERS = frozenset(ALPHABET.encode())
 def new_key(prefix: str = PREFIX, entropy: Callable[[int], bytes] = secrets.token_bytes) -> str:
     """A fresh key. `entropy(n)` gives n random bytes."""
     body = prefix + _base62(int.from_bytes(entropy(32), "big"), BODY_CHARACTERS)
-    return body + _checksum(body.encode())
+    return body + checksum(body.encode())
 
 
 def well_formed(key: bytes, prefix: bytes = PREFIX.encode()) -> bool:
@@ -34,7 +34,7 @@ def well_formed(key: bytes, prefix: bytes = PREFIX.encode()) -> bool:
         return False
     if not _LETTERS.issuperset(key[len(prefix) :]):
         return False
-    return key[-CHECKSUM_CHARACTERS:] == _checksum(key[:-CHECKSUM_CHARACTERS]).encode()
+    return key[-CHECKSUM_CHARACTERS:] == checksum(key[:-CHECKSUM_CHARACTERS]).encode()
 
 
 def digest(key: bytes | str, pepper: bytes) -> bytes:
@@ -65,7 +65,7 @@ def _hmac_starts(pepper: bytes) -> tuple[Any, Any]:
     return hashlib.sha256(bytes(b ^ 0x36 for b in block)), hashlib.sha256(bytes(b ^ 0x5C for b in block))
 
 
-def _checksum(body: bytes) -> str:
+def checksum(body: bytes) -> str:
     return _base62(zlib.crc32(body), CHECKSUM_CHARACTERS)
 
 

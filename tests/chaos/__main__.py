@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import budgets, disk, kill, limits, money, outage
+from tests.chaos import budgets, disk, kill, limits, money, outage, revocation
 
 
 def main() -> int:
@@ -93,6 +93,11 @@ def main() -> int:
             modes=given.modes,
         )
     )
+
+    revoking = faults.add_parser("revocation", parents=[keep], help="how long a revoked key is still let in")
+    revoking.add_argument("--workers", type=int, default=4)
+    revoking.add_argument("--rounds", type=int, default=100)
+    revoking.set_defaults(play=lambda given, folder: revocation.run(folder, workers=given.workers, rounds=given.rounds))
 
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="strata-chaos-") as temporary:
