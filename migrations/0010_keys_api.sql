@@ -47,3 +47,13 @@ CREATE POLICY adds ON strata.keys FOR INSERT TO strata_person WITH CHECK (
     (SELECT strata.person_role()) = 'admin'
     OR (SELECT strata.person_role()) = 'member' AND user_id = (SELECT strata.person_id())
         AND team_id IS NOT DISTINCT FROM (SELECT strata.person_team()));
+
+-- Whose a key is, nobody changes: a member would slip from under his team's budgets. What he made in another team he may
+-- still change and end.
+REVOKE UPDATE ON strata.keys FROM strata_person;
+GRANT UPDATE (name, digest, pepper_id, display, models, rpm, tpm, max_parallel, tags, metadata, expires_at, revoked_at,
+    previous_until, limited_by_admin, version) ON strata.keys TO strata_person;
+DROP POLICY changes ON strata.keys;
+CREATE POLICY changes ON strata.keys FOR UPDATE TO strata_person USING (
+    (SELECT strata.person_role()) = 'admin'
+    OR (SELECT strata.person_role()) = 'member' AND user_id = (SELECT strata.person_id()));

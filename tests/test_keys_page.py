@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.admission import key_rules
@@ -501,6 +502,47 @@ async def test_nobody_changes_the_key_of_another(house: House, method: str, wher
 async def test_who_owns_a_key_and_whether_it_lives_is_no_field(house: House, body: object) -> None:
     path = f"/{(await house.make())['id']}"
     assert (await house.refused("admin", "PATCH", path, body))[0] == 400
+
+
+async def test_who_has_gone_to_another_team_still_ends_what_he_made_before(house: House) -> None:
+    path = f"/{(await house.make())['id']}"
+    moved = msgspec.structs.replace(PEOPLE["member"], team_id=OTHERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PEOPLE, "member", moved)
+        for method, where, body in (
+            ("PATCH", "", {"budgets": ["1/1d"]}),
+            ("POST", "/rotate", None),
+            ("DELETE", "", None),
+        ):
+            status, said = await house.ask("member", method, f"{path}{where}", body)
+            assert (status, said["team_id"]) == (200, TEAM)
+
+
+METADATA = (
+    b'{"a": 9007199254740992, "b": 1e15, "c": -0.0, "d": 0.1, "e": 3e-15, "f": true, "g": 123456.789012345}',
+    b'{"a": 9007199254740993}',
+    b'{"a": [1e308]}',
+    b'{"a": 1e-300}',
+    b'{"\\u0000": 1}',
+    b'{"a": "\\ud83d\\ude00"}',
+    b'{"a": "\\ud83d"}',
+    b'{"a": 1e999}',
+    b'{"a": NaN}',
+    b'{"a": "\xff"}',
+    b'{"a": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    b'{"a": ' + b"9" * 3000 + b"}",
+)
+
+
+@pytest.mark.parametrize("metadata", METADATA)
+async def test_metadata_is_kept_as_it_is_or_refused(house: House, metadata: bytes) -> None:
+    status, said = await house.ask("master", "POST", body=b'{"name": "odd", "metadata": %b}' % metadata)
+    if status == 201:
+        assert said["metadata"] == json.loads(metadata)
+        _, later = await house.ask("master", "PATCH", f"/{said['id']}", {"rpm": 1})
+        assert later["metadata"] == said["metadata"]
+    else:
+        assert (status, said["error"]["type"]) == (400, "invalid_request_error")
 
 
 async def test_two_changes_at_once_lose_neither(house: House) -> None:

@@ -213,10 +213,11 @@ async def test_nobody_makes_what_would_not_be_theirs(tenants: Database, sql: str
     assert found == expected
 
 
-async def test_a_key_cannot_be_given_away(tenants: Database) -> None:
-    async with tenants.acting_as(caller("member")) as connection:
-        given = f"UPDATE strata.keys SET user_id = '{USER['b']}'"
-        assert await count(connection, given) == "x"
+@pytest.mark.parametrize("role", ["member", "admin"])
+@pytest.mark.parametrize("column", ["user_id", "team_id", "previous_digest", "created_at"])
+async def test_a_key_cannot_be_given_away_or_taken_out_of_its_team(tenants: Database, role: str, column: str) -> None:
+    async with tenants.acting_as(caller(role)) as connection:
+        assert await count(connection, f"UPDATE strata.keys SET {column} = NULL") == "x"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from proxy.storage.key_changes import KeyBudget, Wanted
 MAX_GRACE_SECONDS = 7 * 86_400
 MAX_METADATA_BYTES = 4096
 MAX_DEPTH = 8
+SMALLEST, LARGEST = 1e-15, 2**53
+"""Numbers between them come back from the database as they went in."""
 MAX_KEYS_OF_A_MEMBER = 100
 
 Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -255,11 +257,12 @@ def _metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         raise _invalid("metadata", f"must have at most {MAX_METADATA_BYTES} bytes as JSON")
     level: list[Any] = [metadata]
     for _ in range(MAX_DEPTH):
-        texts = [
-            part for one in level for part in (*(one if isinstance(one, dict) else ()), one) if isinstance(part, str)
-        ]
-        if any("\0" in text for text in texts):
-            raise _invalid("metadata", "must not hold NUL characters")
+        names = [name for one in level if isinstance(one, dict) for name in one]
+        for part in (*names, *level):
+            if isinstance(part, str) and "\0" in part:
+                raise _invalid("metadata", "must not hold NUL characters")
+            if isinstance(part, int | float) and part and not SMALLEST <= abs(part) <= LARGEST:
+                raise _invalid("metadata", "has a number that would not be kept exactly; write it as text")
         level = [
             inner
             for one in level
