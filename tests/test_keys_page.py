@@ -50,6 +50,7 @@ keys:
 limits:
   - {scope: key, name: batch, rpm: 1000}
 """
+JSON = b"application/json"
 STATIC = "a-static-key-of-the-configuration-0123456789"
 
 
@@ -78,7 +79,9 @@ class House:
         )
         self.app = site(key_routes(page), [], None)
 
-    async def ask(self, who: str, method: str, path: str = "", body: object = None, query: str = "") -> tuple[int, Any]:
+    async def ask(
+        self, who: str, method: str, path: str = "", body: object = None, query: str = "", kind: bytes = JSON
+    ) -> tuple[int, Any]:
         sent: list[Any] = []
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
 
@@ -94,7 +97,7 @@ class House:
             "path": f"/api/keys{path}",
             "raw_path": f"/api/keys{path}".encode(),
             "query_string": query.encode(),
-            "headers": [(b"authorization", who.encode())],
+            "headers": [(b"authorization", who.encode()), (b"content-type", kind)],
         }
         await self.app(scope, receive, send)
         self.headers = dict(sent[0]["headers"])
@@ -283,6 +286,14 @@ async def test_what_may_not_be_is_refused_and_leaves_nothing(
 async def test_a_body_that_is_none_is_refused(house: House, body: bytes) -> None:
     status, said = await house.ask("admin", "POST", body=body)
     assert (status, said["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_body_that_does_not_call_itself_json_is_refused_and_a_rotation_needs_none(house: House) -> None:
+    form = b"application/x-www-form-urlencoded"
+    made = await house.make()
+    for method, path in (("POST", ""), ("PATCH", f"/{made['id']}"), ("POST", f"/{made['id']}/rotate")):
+        assert (await house.ask("member", method, path, {"name": "new"}, kind=form))[0] == 415
+    assert (await house.ask("member", "POST", f"/{made['id']}/rotate", kind=b""))[0] == 200
 
 
 async def test_a_key_without_a_name_and_one_whose_name_is_taken_are_refused(house: House) -> None:

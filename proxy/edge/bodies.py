@@ -19,15 +19,11 @@ NAME = r"^[^\x00-\x1f\x7f]*\Z"
 T = TypeVar("T")
 
 
-async def body_of(request: Request, shape: type[T]) -> T:
+async def body_of(request: Request, shape: type[T], *, optional: bool = False) -> T:
     """
     Raises CallerError. Only what calls itself JSON: a form of another site can send anything else in a visitor's name.
+    `optional`: no body is one that says nothing.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise CallerError(
-            "Send the body as JSON, with Content-Type: application/json.", status=415, code="unsupported_media_type"
-        )
     body = bytearray()
     async for part in request.stream():
         body.extend(part)
@@ -38,6 +34,13 @@ async def body_of(request: Request, shape: type[T]) -> T:
                 code="request_too_large",
                 error_type="caller_too_large",
             )
+    if optional and not body:
+        return shape()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise CallerError(
+            "Send the body as JSON, with Content-Type: application/json.", status=415, code="unsupported_media_type"
+        )
     return decoded(bytes(body), shape)
 
 

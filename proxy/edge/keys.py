@@ -32,7 +32,7 @@ from proxy.admission.keyring import Keyring
 from proxy.admission.keys import digest, display, new_key
 from proxy.config import Config
 from proxy.config.budgets import written
-from proxy.edge.bodies import decoded
+from proxy.edge.bodies import body_of
 from proxy.edge.callers import Callers, json_answer
 from proxy.edge.parameters import Parameters, cursor_after, read_cursor, wrong
 from proxy.errors import CallerError, PolicyError
@@ -119,7 +119,7 @@ class KeysPage:
 
     async def create(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
-        said: NewKey = decoded(await request.body(), NewKey)
+        said = await body_of(request, NewKey)
         if isinstance(said.name, UnsetType):
             raise CallerError("A key needs a name.", code="missing_required_parameter", param="name")
         now = self._wall_clock()
@@ -136,7 +136,7 @@ class KeysPage:
     async def change(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
         id = self._changeable(caller, request)
-        said: Said = decoded(await request.body(), Said)
+        said = await body_of(request, Said)
         if not any(not isinstance(value, UnsetType) for value in msgspec.structs.astuple(said)):
             raise CallerError("Nothing is to be changed: say at least one field.", code="missing_required_parameter")
         now = self._wall_clock()
@@ -165,7 +165,7 @@ class KeysPage:
         """A new secret for the same key: its id, budgets and what it has spent stay."""
         caller = await self._callers.admit(request)
         id = self._changeable(caller, request)
-        grace = grace_seconds(decoded(await request.body() or b"{}", Rotation))
+        grace = grace_seconds(await body_of(request, Rotation, optional=True))
         text, secret = self._new_secret()
         async with self._database.acting_as(caller) as connection:
             before = await _read(connection, id, to_change=True)

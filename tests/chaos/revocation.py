@@ -93,7 +93,8 @@ async def api(gateway: Gateway, method: str, path: str = "", body: object = None
         connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
         try:
             data = None if body is None else msgspec.json.encode(body)
-            connection.request(method, f"/api/keys{path}", data, {"authorization": f"Bearer {MASTER}"})
+            headers = {"authorization": f"Bearer {MASTER}", "content-type": "application/json"}
+            connection.request(method, f"/api/keys{path}", data, headers)
             answer = connection.getresponse()
             return answer.status, msgspec.json.decode(answer.read())
         finally:
