@@ -73,8 +73,13 @@ prices:
     mistral/*: {prices}
     gemini/*: {prices}
     vertex/*: {prices}
-logging: {{level: info, format: json}}
+logging: {{level: {level}, format: json}}
 """
+
+LEVEL = os.environ.get("STRATA_TESTS_LOG_LEVEL", "info")
+"""`debug`: the whole suite with everything logged."""
+SECRETS = ("sk-oracle-of-the-tests", "AIza-oracle-of-the-tests", "ya29-oracle-of-the-tests")
+"""What no gateway of any test may have logged when it ends; nor the key that it was asked with."""
 
 
 class OracleProcess:
@@ -146,7 +151,7 @@ class Gateway:
         self.tls = tls
         """What a client believes, if the configuration has `server.tls`."""
         home.parent.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server) + more)
+        self.config.write_text(CONFIG.format(oracle=oracle, prices=PRICES, server=server, level=LEVEL) + more)
         self.process: subprocess.Popen[bytes] | None = None
         self.key = ""
 
@@ -218,6 +223,8 @@ class Gateway:
         except subprocess.TimeoutExpired:
             self.kill9()
             raise AssertionError(f"the gateway did not end on SIGTERM:\n{self.tail()}") from None
+        logged = self.log.read_text(errors="replace")
+        assert not [secret for secret in (*SECRETS, self.key) if secret and secret in logged], "a secret is in the log"
 
     def kill9(self) -> None:
         assert self.process is not None

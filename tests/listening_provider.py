@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from threading import Event, Thread
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ class Reply(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+    pieces: Iterable[bytes] = ()
+    """What follows the body, each for itself as it comes; the connection is closed behind the last."""
 
 
 def completion(**fields: object) -> Reply:
@@ -66,9 +69,14 @@ class ListeningProvider:
                 self.send_response(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
-                self.send_header("content-length", str(len(reply.body)))
+                if reply.pieces:
+                    self.close_connection = True
+                    self.send_header("connection", "close")
+                else:
+                    self.send_header("content-length", str(len(reply.body)))
                 self.end_headers()
-                self.wfile.write(reply.body)
+                for data in chain((reply.body,), reply.pieces):
+                    self.wfile.write(data)
 
             do_GET = do_POST = do_PUT = answer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -17,7 +18,8 @@ from tests.gateway import Gateway
 from tests.listening_provider import USAGE, ListeningProvider, Reply, Request, answering, completion
 from tests.strangers import SECONDS, at_rest, post, shipped, whole
 
-MORE = "defaults: {allowed_fails: 1000000, num_retries: 1}\n"
+TIMES = "timeout: 4s, stream_timeout: 1s, idle_timeout: 1s"
+MORE = f"defaults: {{allowed_fails: 1000000, num_retries: 1, {TIMES}}}\n"
 JSON = {"content-type": "application/json"}
 Answer = Callable[[Request], Reply]
 
@@ -166,7 +168,7 @@ FORGED = '\n\ndata: [DONE]\n\nevent: error\r\u2028data: {"error":{}}'
 CUT = "upstream_incomplete"
 OVERLOADED = {"error": {"type": "overloaded_error", "message": "x"}}
 STREAMS: dict[str, tuple[Answer, str, str]] = {
-    # what it streams: what the client finds last in it ("whole", "error") or instead of it; where the usage is from
+    # what it streams: what the client finds last in it, or the code in place of it; where the numbers come from
     "no end": (events(chunk()), "error", "counted"),
     "no end at all": (events(), CUT, "counted"),
     "junk after two events": (events(chunk(), chunk(), b"{nope"), "error", "counted"),
@@ -219,3 +221,40 @@ async def test_whatever_is_streamed_ends_as_what_it_is(
         assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == end
     if source == "provider":
         assert rows[0]["output_tokens"] == USAGE["completion_tokens"]
+
+
+def dripping(piece: bytes, seconds: float) -> Iterator[bytes]:
+    while True:
+        yield piece
+        time.sleep(seconds)
+
+
+ENDLESS = {
+    # what comes again and again, after which beginning, how often in a second; what the client finds last
+    "comments": (b"", b": ping\n\n", "upstream_timeout"),
+    "comments after an event": (b"data: " + json.dumps(chunk()).encode() + b"\n\n", b": ping\n\n", "error"),
+    "half an event": (b"data: ", b"x", "upstream_timeout"),
+    "empty events": (b"", b"data: " + json.dumps({"choices": []}).encode() + b"\n\n", "upstream_timeout"),
+    "a word at a time": (b"", b"data: " + json.dumps(chunk()).encode() + b"\n\n", "error"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_what_never_ends_is_ended(gateway: Gateway, provider: ListeningProvider, name: str) -> None:
+    begin, piece, end = ENDLESS[name]
+    head = {"content-type": "text/event-stream"}
+    id = f"endless-{list(ENDLESS).index(name)}"
+    with answering(provider, lambda request: Reply(200, head, begin, dripping(piece, 0.2))) as requests:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(whole(gateway, chat(stream=True), f"x-request-id: {id}", "connection: close"))
+        async with asyncio.timeout(SECONDS):
+            got = await reader.read()
+        writer.close()
+        rows = await gateway.settled(id, len(requests))
+    assert {row["source"] for row in rows} <= {"counted", "ambiguous"}
+    assert b"data: [DONE]" not in got
+    if end == "error":
+        assert got.count(b'data: {"error":') == 1
+    else:
+        assert got.startswith(b"HTTP/1.1 504 ")
+        assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == end
