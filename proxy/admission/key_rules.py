@@ -2,7 +2,8 @@
 What may be said of a virtual key over HTTP, and how far a member may go. Pure.
 
 Nobody gives a key more than he has: for a member that is what `keys.defaults` of the configuration say, and of a key
-whose limits an admin has set, what it has already. His user's and his team's budgets and limits bind every key of his.
+whose limits an admin has set, what it has already. That bounds a key; people are
+bounded by the budgets and limits of users and teams.
 """
 
 from __future__ import annotations
