@@ -240,6 +240,64 @@ async def test_a_number_of_many_digits_is_refused(gateway: Gateway, field: str, 
     assert answer.code in ("invalid_value", "invalid_json")
 
 
+def chunked(gateway: Gateway, target: str, *trailers: bytes, key: str = MASTER) -> bytes:
+    begun = head(gateway, "transfer-encoding: chunked", target=target, key=key)
+    return begun + b"2\r\n{}\r\n0\r\n" + b"".join(line + b"\r\n" for line in (*trailers, b""))
+
+
+TRAILERS = {
+    "ten thousand": [b"x-%d: %b" % (number, b"y" * 100) for number in range(10_000)],
+    "one without end": [b"x: " + b"y" * 10_000_000],
+}
+
+
+@pytest.mark.parametrize("kind", TRAILERS)
+@pytest.mark.parametrize("target", [PATH, "/api/keys/providers"])
+async def test_trailers_are_limited_like_headers(gateway: Gateway, target: str, kind: str) -> None:
+    for answer in await send(gateway, chunked(gateway, target, *TRAILERS[kind])):
+        refused(answer, 431)
+        assert answer.code == "headers_too_large"
+
+
+async def test_an_extension_of_a_chunk_is_limited_too(gateway: Gateway) -> None:
+    raw = head(gateway, "transfer-encoding: chunked") + b"2;" + b"e" * 10_000_000 + b"\r\n{}\r\n0\r\n\r\n"
+    for answer in await send(gateway, raw):
+        refused(answer, 431)
+
+
+async def test_empty_lines_between_requests_are_limited_too(gateway: Gateway) -> None:
+    body = chat(model="nothing")
+    first, second = await send(gateway, whole(gateway, body) + b"\r\n" * 1_000_000, answers=2)
+    assert (first.status, second.status) == (404, 431)
+
+
+@pytest.mark.parametrize("target", [PATH, "/api/keys/providers"])
+async def test_a_key_behind_the_body_is_no_key(gateway: Gateway, target: str) -> None:
+    credential = f"authorization: Bearer {MASTER}".encode()
+    raw = chunked(gateway, target, credential, b"x-api-key: " + MASTER.encode(), b"host: evil")
+    nobody = raw.replace(credential + b"\r\n", b"", 1)
+    assert nobody.count(MASTER.encode()) == 2
+    [answer] = await send(gateway, nobody)
+    refused(answer, 401)
+    assert answer.code == "missing_api_key"
+    [answer] = await send(gateway, raw.replace(MASTER.encode(), gateway.key.encode(), 1))
+    refused(answer, 400 if target == PATH else 403)
+
+
+async def test_who_leaves_in_the_middle_of_a_page_s_body_is_no_failure(gateway: Gateway) -> None:
+    for key in (MASTER, gateway.key, "wrong"):
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head(gateway, "content-length: 100", target="/api/keys/providers", key=key) + b"{")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head(gateway, "content-length: 100", target="/api/keys/providers", key=MASTER) + b"{")
+    async with asyncio.timeout(SECONDS):
+        assert b"HTTP/1.1 5" not in await reader.read()
+    writer.close()
+
+
 async def test_a_key_of_ten_megabytes_is_too_large(gateway: Gateway) -> None:
     [answer] = await send(gateway, whole(gateway, chat(), key="x" * 10_000_000))
     refused(answer, 431)

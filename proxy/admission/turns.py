@@ -158,7 +158,7 @@ def wanted_tokens(chat: ChatRequest, body_bytes: int) -> int:
     """What a request may use: an estimate, put right once its answer is there."""
     output = chat.get("max_completion_tokens") or chat.get("max_tokens") or USUAL_OUTPUT_TOKENS
     input_tokens = body_bytes // 4 if body_bytes <= SMALL_BODY_BYTES else _input_tokens(chat, body_bytes)
-    return input_tokens + output * (chat.get("n") or 1)
+    return input_tokens + output * max(chat.get("n") or 1, chat.get("best_of") or 1)
 
 
 def _input_tokens(chat: ChatRequest, body_bytes: int) -> int:

@@ -90,6 +90,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._waiting_since = self.loop.time()
+        self._barren_bytes = 0
+        """Since the body last grew: trailers, extensions of chunks, empty lines between requests."""
         self._paused_since = 0.0
         self._lingered_bytes = 0
         self._between = True
@@ -127,6 +129,8 @@ class GatewayProtocol(HttpToolsProtocol):
             if not self._between or not self._take_plain(data):
                 if self._in_head:
                     self._head_bytes += len(data)
+                else:
+                    self._barren_bytes += len(data)
                 self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.refuse(
@@ -139,7 +143,7 @@ class GatewayProtocol(HttpToolsProtocol):
             elif self.refusal is None:
                 self.refuse(CallerError("This is not a well-formed HTTP/1.1 request.", code="invalid_http"))
         else:
-            if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            if (self._head_bytes if self._in_head else self._barren_bytes) > MAX_HEAD_BYTES:
                 self.refuse(head_too_large())
 
     def _take_plain(self, data: bytes) -> bool:
@@ -235,9 +239,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._between = False
         self._in_head = True
         self._head_bytes = max(self._head_bytes, 1)
+        self._barren_bytes = 0
         self._waiting_since = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer comes behind the body, where nobody in front of us has looked: it counts for nothing
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -268,6 +275,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._enter_lane(story, head, keep_alive)
 
     def on_body(self, body: bytes) -> None:
+        self._barren_bytes = 0
         lane = self._lane
         if lane is None:
             super().on_body(body)
@@ -280,6 +288,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._between = True
+        self._barren_bytes = 0
         lane = self._lane
         if lane is None:
             super().on_message_complete()

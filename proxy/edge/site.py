@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,13 +40,15 @@ def site(
             return refusal(request.scope, error)
         if isinstance(error, HTTPException):
             return refusal(request.scope, _explain(request, error, known))
+        if isinstance(error, ClientDisconnect):  # in the middle of a body; nobody reads this
+            return refusal(request.scope, CallerError("The body of this request did not arrive.", code="incomplete_body"))
         log.error("request to %s failed inside the gateway", request.scope.get("path"), exc_info=error)
         return refusal(request.scope, _internal())
 
     app = Starlette(
         routes=list(routes),
         lifespan=lifespan,  # type: ignore[arg-type]
-        exception_handlers={GatewayError: refuse, HTTPException: refuse, Exception: refuse},
+        exception_handlers={kind: refuse for kind in (GatewayError, HTTPException, ClientDisconnect, Exception)},
     )
     app.router.redirect_slashes = False
     return RequestIds(guarded(app))
