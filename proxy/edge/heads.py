@@ -14,7 +14,7 @@ from collections.abc import Callable
 import httptools
 
 from proxy.admission.gate import KeptDigest
-from proxy.errors import CallerError
+from proxy.errors import CallerError, GatewayFault
 
 Header = tuple[bytes, bytes]
 
@@ -224,3 +224,12 @@ def body_too_large(max_body_bytes: int) -> CallerError:
 
 def only_chunked() -> CallerError:
     return CallerError("The only transfer coding here is chunked.", code="invalid_http")
+
+
+def overloaded() -> GatewayFault:
+    return GatewayFault(
+        "This gateway is at its limit of parallel requests (server.max_in_flight); try again shortly.",
+        code="gateway_overloaded",
+        error_type="gateway_overloaded",
+        headers={"retry-after": "1"},
+    )

@@ -31,13 +31,14 @@ from proxy.edge.heads import (
     check_target,
     head_too_large,
     only_chunked,
+    overloaded,
     read_head,
     read_plain,
 )
 from proxy.edge.hosts import Hosts
 from proxy.edge.lane import LaneRequest, Story
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
-from proxy.errors import CallerError, GatewayError, GatewayFault
+from proxy.errors import CallerError, GatewayError
 
 TICK_SECONDS = 0.5
 LINGER_SECONDS = 2.0
@@ -387,7 +388,7 @@ class GatewayProtocol(HttpToolsProtocol):
         door.in_flight += 1
         try:
             if door.in_flight > door.max_in_flight:
-                lane.refuse(_overloaded())
+                lane.refuse(overloaded())
             else:
                 await lane.story(lane)
         finally:
@@ -396,12 +397,3 @@ class GatewayProtocol(HttpToolsProtocol):
             self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             if not lane.response_complete and not lane.disconnected:
                 self.transport.close()
-
-
-def _overloaded() -> GatewayFault:
-    return GatewayFault(
-        "This gateway is at its limit of parallel requests (server.max_in_flight); try again shortly.",
-        code="gateway_overloaded",
-        error_type="gateway_overloaded",
-        headers={"retry-after": "1"},
-    )

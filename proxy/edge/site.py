@@ -41,7 +41,7 @@ def site(
         if isinstance(error, HTTPException):
             return refusal(request.scope, _explain(request, error, known))
         if isinstance(error, ClientDisconnect):  # in the middle of a body; nobody reads this
-            return refusal(request.scope, CallerError("The body of this request did not arrive.", code="incomplete_body"))
+            return refusal(request.scope, CallerError("The body did not arrive.", code="incomplete_body"))
         log.error("request to %s failed inside the gateway", request.scope.get("path"), exc_info=error)
         return refusal(request.scope, _internal())
 
