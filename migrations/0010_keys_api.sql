@@ -20,8 +20,8 @@ SELECT k.*, (
         FROM strata.budgets b
         WHERE b.ended_at IS NULL AND (b.scope, b.subject) IN (
             ('key', k.id::text), ('user', k.user_id::text), ('team', k.team_id::text), ('global', ''))
-    ) AS budgets
-FROM strata.keys k;
+    ) AS budgets, u.disabled_at IS NOT NULL AS owner_disabled
+FROM strata.keys k LEFT JOIN strata.users u ON u.id = k.user_id;
 GRANT SELECT ON strata.bound_keys TO strata_app;
 
 -- A digest that goes is kept as the previous one, here, since people may set a digest and may not read one.
@@ -57,3 +57,12 @@ DROP POLICY changes ON strata.keys;
 CREATE POLICY changes ON strata.keys FOR UPDATE TO strata_person USING (
     (SELECT strata.person_role()) = 'admin'
     OR (SELECT strata.person_role()) = 'member' AND user_id = (SELECT strata.person_id()));
+
+-- The keys of somebody who is shut out are shut out with him, and workers hear of it like of any change.
+CREATE FUNCTION strata.owner_changed() RETURNS trigger LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+    UPDATE strata.keys SET version = nextval('strata.key_version') WHERE user_id = NEW.id AND revoked_at IS NULL;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER owner_changed AFTER UPDATE ON strata.users FOR EACH ROW
+    WHEN ((OLD.disabled_at IS NULL) <> (NEW.disabled_at IS NULL)) EXECUTE FUNCTION strata.owner_changed();

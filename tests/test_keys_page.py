@@ -148,6 +148,21 @@ async def admitted(gate: Gate, key: str) -> Caller:
     return await gate.admit([(b"authorization", b"Bearer " + key.encode())])
 
 
+async def said_of(gate: Gate, key: str, awaited: str) -> str:
+    """The code of the refusal as soon as it is this one ("": it is let in); after a while, what it is instead."""
+    said = ""
+    for _ in range(2000):
+        try:
+            await admitted(gate, key)
+            said = ""
+        except Unauthenticated as error:
+            said = error.code or ""
+        if said == awaited:
+            break
+        await asyncio.sleep(0.005)
+    return said
+
+
 async def until_refused(gate: Gate, key: str) -> str:
     async with asyncio.timeout(15):
         while True:
@@ -648,6 +663,19 @@ async def test_a_grace_has_bounds(house: House, grace: object) -> None:
     made = await house.make()
     answer = await house.refused("member", "POST", f"/{made['id']}/rotate", {"grace": grace})
     assert answer == (400, "invalid_value", "grace")
+
+
+async def test_keys_of_somebody_who_is_disabled_are_refused_until_he_is_enabled(house: House, gate: Gate) -> None:
+    made, mates = await house.make(), await house.make("mate", name="mates")
+    rotated = (await house.ask("member", "POST", f"/{made['id']}/rotate"))[1]
+    await admitted(gate, rotated["key"])
+    for disabled, answer in (("now()", "owner_disabled"), ("NULL", "")):
+        async with house.db.acting_as(PEOPLE["admin"]) as connection:
+            await connection.execute(f"UPDATE strata.users SET disabled_at = {disabled} WHERE id = '{USER}'")
+        assert await said_of(gate, rotated["key"], answer) == answer
+        state = (await house.ask("admin", "GET", f"/{made['id']}"))[1]["state"]
+        assert state == ("disabled" if answer else "active")
+        await admitted(gate, mates["key"])
 
 
 # Writing down

@@ -341,6 +341,11 @@ def _ended(row: KeyRow) -> Unauthenticated:
             f'The key "{row.name}" was revoked on {_date(row.revoked_at)}. Ask its owner for another.',
             code="key_revoked",
         )
+    if row.owner_disabled:
+        return Unauthenticated(
+            f'The key "{row.name}" is of somebody whose account is disabled. An admin can enable it again.',
+            code="owner_disabled",
+        )
     if row.replaced:
         return Unauthenticated(
             f'The key "{row.name}" has had another secret since {_date(row.rotated_at or 0.0)}. Ask its owner for it.',

@@ -29,6 +29,8 @@ MAX_REMEMBERED = 10_000
 """Ended keys, and unknown ones, that are refused without a look-up."""
 MAX_LOOKUPS = 64
 UNKNOWN_SECONDS = 5.0
+ENDED = 0.0
+"""A moment that is over by whatever clock."""
 
 log = logging.getLogger("strata.admission")
 
@@ -53,6 +55,8 @@ class Shelf:
         full = len(self.by_id) >= self._capacity
         if full:
             self.drop(next(iter(self.by_id)))
+        if row.owner_disabled:
+            row = msgspec.structs.replace(row, expires_at=ENDED)
         self.by_id[row.id] = row
         self.by_digest[row.digest] = row
         if row.previous_digest is not None:
@@ -239,8 +243,8 @@ class Keyring:
 
 
 def _before_rotation(row: KeyRow) -> KeyRow:
-    """The key under its previous digest. Without a grace it has ended for ever, by whatever clock."""
-    ends = [moment for moment in (row.previous_until or 0.0, row.expires_at) if moment is not None]
+    """The key under its previous digest. Without a grace it has ended."""
+    ends = [moment for moment in (row.previous_until or ENDED, row.expires_at) if moment is not None]
     return msgspec.structs.replace(row, digest=row.previous_digest, expires_at=min(ends), replaced=True)
 
 

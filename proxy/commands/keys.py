@@ -292,6 +292,8 @@ def _described_static(key: StaticKey) -> dict[str, Any]:
 def _state(row: KeyRow, now: float) -> str:
     if row.revoked_at is not None:
         return "revoked"
+    if row.owner_disabled:
+        return "disabled"
     return "expired" if row.expires_at is not None and row.expires_at <= now else "active"
 
 

@@ -58,7 +58,8 @@ from proxy.storage.vault import Vault
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
 PARAMETERS = ("limit", "cursor", "state", "user_id", "team_id", "tag")
-STATES = ("active", "expired", "revoked")
+STATES = ("active", "disabled", "expired", "revoked")
+"""`disabled`: its user is."""
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

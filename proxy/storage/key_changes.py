@@ -83,6 +83,7 @@ SHOW_KEYS = """
         ) AS budgets
     FROM strata.keys k
     CROSS JOIN LATERAL (SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+        WHEN EXISTS (SELECT FROM strata.users u WHERE u.id = k.user_id AND u.disabled_at IS NOT NULL) THEN 'disabled'
         WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END AS state) s
     WHERE ($1::text IS NULL OR k.id = $1::text::uuid) AND ($2::text IS NULL OR s.state = $2)
         AND ($3::text IS NULL OR k.user_id = $3::text::uuid) AND ($4::text IS NULL OR k.team_id = $4::text::uuid)

@@ -56,6 +56,8 @@ class KeyRow(msgspec.Struct, frozen=True):
     """Of the secret before this one, which is good until `previous_until`; None: no longer."""
     previous_until: float | None = None
     rotated_at: float | None = None
+    owner_disabled: bool = False
+    """Its user is shut out, and it with him until he is let in again."""
     replaced: bool = False
     """This stands for the secret before, and ends with it."""
 
@@ -103,7 +105,7 @@ READ_KEY = """
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
-        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets, owner_disabled
     FROM strata.bound_keys WHERE id = $1::text::uuid
 """
 
@@ -113,7 +115,7 @@ LIST_KEYS = """
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
-        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets, owner_disabled
     FROM strata.bound_keys k ORDER BY k.created_at DESC, version DESC LIMIT 10000
 """
 
@@ -129,7 +131,7 @@ CHANGED_SINCE = """
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
-        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets, owner_disabled
     FROM strata.bound_keys WHERE version > $1 ORDER BY version LIMIT 10000
 """
 
@@ -148,7 +150,7 @@ FIND_KEY = """
         extract(epoch FROM expires_at)::float8 AS expires_at,
         extract(epoch FROM revoked_at)::float8 AS revoked_at, extract(epoch FROM last_used_at)::float8 AS last_used_at,
         previous_digest, extract(epoch FROM previous_until)::float8 AS previous_until,
-        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets
+        extract(epoch FROM rotated_at)::float8 AS rotated_at, version, budgets, owner_disabled
     FROM strata.bound_keys WHERE digest = $1 OR previous_digest = $1
 """
 
