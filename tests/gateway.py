@@ -168,6 +168,16 @@ class Gateway:
             self.key = self.create_key("t")
         return self
 
+    def serve_for(self, seconds: float) -> None:
+        """Runs one that need not become ready, and ends it."""
+        with self.log.open("ab") as log:
+            command = self._command("serve", "--port", str(self.port))
+            process = subprocess.Popen(command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
     def create_key(self, name: str, *options: str) -> str:
         command = self._command("keys", "create", name, "--json", *options)
         made = subprocess.run(command, cwd=ROOT, env=self._environment(), capture_output=True, timeout=60, check=False)

@@ -18,7 +18,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import asyncpg
 import pytest
@@ -34,7 +34,7 @@ from proxy.rounds import Rounds
 from proxy.telemetry.logs import configure
 from tests.canaries import CANARIES, forms, hits
 from tests.conftest import needs, run_sql
-from tests.gateway import Gateway
+from tests.gateway import Gateway, free_port
 from tests.listening_provider import MESSAGE, ListeningProvider, Reply, Request, answering, completion
 from tests.redis_server import RedisServer
 
@@ -325,6 +325,32 @@ def drive_commands(house: House) -> None:
         house.places[f"mistake {number}"] = said.getvalue().encode()
 
 
+def drive_bad_days(house: House) -> None:
+    """Commands, and gateways that are ended after a while, where nobody answers or a password is wrong."""
+    gateway, right = house.gateway, house.gateway.environ["DATABASE_URL"]
+    closed = free_port()
+    login, _, rest = right.partition("@")
+    text, store = gateway.config.read_text(), urlsplit(house.redis_url).port
+    other = Gateway(gateway.home.with_name("other"), name="bad-day", database_url=right)
+    other.environ |= gateway.environ
+    other.config.write_text(text.replace(f"127.0.0.1:{store}", f"127.0.0.1:{closed}"))
+    for url in (
+        f"{login}@127.0.0.1:{closed}/x",
+        f"{login.replace('canary:', 'nobody:')}@{rest}",
+        f"{login}@{rest.replace('/test_', '/missing_')}",
+    ):
+        other.environ["DATABASE_URL"] = url
+        for words in (("keys", "list"), ("migrate",), ("vault", "status")):
+            ran = other.strata(*words)
+            assert ran.returncode
+            house.places[f"bad day {url[:30]} {words}"] = (ran.stdout + ran.stderr).encode()
+        other.serve_for(seconds=3)
+    other.environ["DATABASE_URL"] = right
+    other.serve_for(seconds=4)
+    assert b"ready at" in other.log.read_bytes()
+    house.places["bad days"] = other.log.read_bytes()
+
+
 def mistakes(whole: str) -> Iterator[str]:
     """The configuration with each secret in turn where it is of the wrong kind, and in addresses that are none."""
     for value in CANARIES.values():
@@ -376,7 +402,7 @@ def in_redis(url: str) -> bytes:
 
 
 async def test_no_secret_leaves_the_place_where_it_was_put(house: House) -> None:
-    for drive in (drive_well, drive_providers_that_talk, drive_strangers, drive_pages, drive_commands):
+    for drive in (drive_well, drive_providers_that_talk, drive_strangers, drive_pages, drive_commands, drive_bad_days):
         await asyncio.to_thread(drive, house)
     assert house.gateway.alive()
     await asyncio.sleep(2)
