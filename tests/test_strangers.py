@@ -240,6 +240,19 @@ async def test_a_number_of_many_digits_is_refused(gateway: Gateway, field: str, 
     assert answer.code in ("invalid_value", "invalid_json")
 
 
+@pytest.mark.parametrize("wanted", ["h2c", "websocket", "TLS/1.3"])
+@pytest.mark.parametrize(("method", "target"), [("GET", "/v1/models"), ("POST", PATH), ("GET", "/healthz")])
+async def test_an_upgrade_is_refused_and_nothing_behind_it_is_served(
+    gateway: Gateway, method: str, target: str, wanted: str
+) -> None:
+    lines = (f"upgrade: {wanted}", "connection: upgrade", "content-length: 0")
+    raw = head(gateway, *lines, target=target, method=method) + whole(gateway, chat())
+    answers = await send(gateway, raw, answers=2)
+    [answer] = answers
+    refused(answer, 426)
+    assert (answer.code, answer.headers["upgrade"]) == ("no_upgrade", "HTTP/1.1")
+
+
 def chunked(gateway: Gateway, target: str, *trailers: bytes, key: str = MASTER) -> bytes:
     begun = head(gateway, "transfer-encoding: chunked", target=target, key=key)
     return begun + b"2\r\n{}\r\n0\r\n" + b"".join(line + b"\r\n" for line in (*trailers, b""))

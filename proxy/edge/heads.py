@@ -233,3 +233,12 @@ def overloaded() -> GatewayFault:
         error_type="gateway_overloaded",
         headers={"retry-after": "1"},
     )
+
+
+def no_upgrade() -> CallerError:
+    return CallerError(
+        "This server speaks HTTP/1.1 only: send no Upgrade.",
+        status=426,
+        code="no_upgrade",
+        headers={"upgrade": "HTTP/1.1"},
+    )

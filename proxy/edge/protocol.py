@@ -30,6 +30,7 @@ from proxy.edge.heads import (
     body_too_large,
     check_target,
     head_too_large,
+    no_upgrade,
     only_chunked,
     overloaded,
     read_head,
@@ -134,9 +135,7 @@ class GatewayProtocol(HttpToolsProtocol):
                     self._barren_bytes += len(data)
                 self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.refuse(
-                CallerError("This server speaks HTTP/1.1 only: send no Upgrade.", status=426, code="no_upgrade")
-            )
+            self.refuse(no_upgrade())
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, GatewayError):
@@ -257,6 +256,8 @@ class GatewayProtocol(HttpToolsProtocol):
         ):
             raise head_too_large()
         head = read_head(headers, self.door.max_body_bytes)
+        if self.parser.should_upgrade():  # before anybody works on it: httptools says so only when the head is over
+            raise no_upgrade()
         if head.chunked and self.parser.get_http_version() == "1.0":
             raise only_chunked()
         self.expect_100_continue = head.expects
