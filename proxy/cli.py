@@ -15,13 +15,27 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from proxy import __version__
-from proxy.commands import alerts, audit, budgets, check, doctor, keys, ledger, migrate, prices, request, users, vault
+from proxy.commands import (
+    alerts,
+    audit,
+    budgets,
+    check,
+    doctor,
+    keys,
+    ledger,
+    migrate,
+    prices,
+    request,
+    usage,
+    users,
+    vault,
+)
 from proxy.commands.check import examine_fully
 from proxy.commands.flags import Commands, Parser, Shared, failed, file_of, home_of, shared, with_master_key
 from proxy.config.problems import ConfigError, Wrong, suggestion
 from proxy.errors import GatewayError
 
-MODULES = (keys, users, budgets, request, ledger, prices, alerts, audit, vault, check, doctor, migrate)
+MODULES = (keys, users, budgets, usage, request, ledger, prices, alerts, audit, vault, check, doctor, migrate)
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:

@@ -20,6 +20,7 @@ from proxy.edge.ops import Ops
 from proxy.edge.prices import PricesPage
 from proxy.edge.provider_keys import ProviderKeysPage
 from proxy.edge.requests import Requests
+from proxy.edge.usage import UsagePage
 from proxy.edge.users import UsersPage
 from proxy.metering.price_list import listed
 from proxy.storage.alerts import last_alerts
@@ -65,6 +66,7 @@ def pages(gateway: Gateway) -> list[Route]:
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
         Route("/api/requests/{id:path}", requests.show),
+        Route("/api/usage", UsagePage(callers, database).show),
         Route("/healthz", ops.healthz),
         Route("/readyz", ops.readyz),
         Route("/v1/models", models.list),

@@ -43,6 +43,7 @@ DAMAGE = [
      "budget periods against the rows", "budget ", "leased"),
     ("UPDATE strata.usage_hourly SET output_tokens = output_tokens + 1", "hourly sums against the rows", " by ",
      "output_tokens"),
+    ("UPDATE strata.usage_daily SET cost_nano_usd = 0", "daily sums against the hourly", " by ", "cost_nano_usd"),
     ("DELETE FROM strata.usage_hourly", "hourly sums against the rows", " by ", "attempts"),
     ("UPDATE strata.price_lines SET lines = lines || '{\"output\": 1}'", "costs against stored price lines",
      "request b-", "cost_nano_usd"),
@@ -109,7 +110,7 @@ async def test_a_ledger_that_is_right_is_found_right(
 async def test_damage_is_found_and_named(
     gateway: Gateway, owner: asyncpg.Connection[asyncpg.Record], sql: str, check: str, where: str, what: str
 ) -> None:
-    tables = ("usage", "usage_hourly", "budget_periods", "leases", "price_lines")
+    tables = ("usage", "usage_hourly", "usage_daily", "budget_periods", "leases", "price_lines")
     for table in tables:
         await owner.execute(f"CREATE TEMP TABLE kept_{table} AS SELECT * FROM strata.{table}")
     await owner.execute(
@@ -251,7 +252,8 @@ async def test_many_differences_are_counted_and_the_first_are_shown(db: Database
     connection = await asyncpg.connect(database_dsn)
     await connection.execute("UPDATE strata.usage_hourly SET errors = errors + 1")
     await connection.close()
-    [_, hours, _, without] = await check_sums(db)
+    [_, hours, days, _, without] = await check_sums(db)
+    assert (days.compared, days.differences) == (2, 2)
     assert (hours.compared, hours.differences, len(hours.shown)) == (30, 30, MAX_SHOWN)
     assert (hours.shown[0].what, hours.shown[0].expected, hours.shown[0].found) == ("errors", "0", "1")
     assert without.compared == 30

@@ -47,6 +47,8 @@ ROWS = """
         'ok', 'provider', 1, 'priced');
     INSERT INTO strata.usage_hourly (bucket, key_id, user_id, team_id, model, deployment, provider)
         VALUES (now(), '{key}', '{user}', '{team}', 'm', 'p/m', 'p');
+    INSERT INTO strata.usage_daily (bucket, key_id, user_id, team_id, model, deployment, provider)
+        VALUES (now(), '{key}', '{user}', '{team}', 'm', 'p/m', 'p');
     INSERT INTO strata.requests (id, started_at, public_id, key_id, user_id, team_id, endpoint, model, stream, status,
         attempts, duration_ms)
         VALUES ('{key}', now(), '{who}', '{key}', '{user}', '{team}', 'chat', 'm', false, 200, 1, 1);
@@ -81,6 +83,7 @@ TABLES = {
     "leases": Table("granted_nano_usd = 1", "xxxxxx", "xxxxxx", "xxxxxx"),
     "usage": Table("status = 200", "011102", "xxxxxx", "xxxxxx"),
     "usage_hourly": Table("errors = 0", "011112", "xxxxxx", "xxxxxx"),
+    "usage_daily": Table("errors = 0", "011112", "xxxxxx", "xxxxxx"),
     "requests": Table("status = 200", "011102", "xxxxxx", "xxxxxx"),
     "price_lines": Table("lines = lines", "022222", "xxxxxx", "xxxxxx"),
     "alerts": Table("title = ''", "000002", "xxxxxx", "xxxxxx"),

@@ -127,7 +127,8 @@ async def test_shipping_any_rows_any_number_of_times_gives_the_same_tables(
     """I4 and I5: the counters are the sums of the rows, whatever came twice."""
     owner = await asyncpg.connect(database_dsn)
     await owner.execute(
-        "TRUNCATE strata.usage, strata.usage_hourly, strata.budget_periods, strata.leases, strata.budgets"
+        "TRUNCATE strata.usage, strata.usage_hourly, strata.usage_daily, strata.budget_periods, strata.leases, "
+        "strata.budgets"
     )
     await owner.close()
     db = Database(database_dsn)

@@ -37,7 +37,12 @@ INVARIANTS = """
         (SELECT coalesce(sum(cost_nano_usd), 0) FROM strata.usage)
             - (SELECT coalesce(sum(cost_nano_usd), 0) FROM strata.usage_hourly) AS hourly_differs,
         (SELECT count(*) FROM strata.usage WHERE attempt > 0)
-            - (SELECT coalesce(sum(attempts), 0) FROM strata.usage_hourly) AS attempts_differ
+            - (SELECT coalesce(sum(attempts), 0) FROM strata.usage_hourly) AS attempts_differ,
+        (SELECT count(*) FROM (SELECT date_trunc('day', bucket, 'UTC') AS bucket, key_id, user_id, team_id, model,
+                deployment, provider, sum(attempts) AS attempts, sum(cost_nano_usd) AS cost FROM strata.usage_hourly
+                GROUP BY 1, 2, 3, 4, 5, 6, 7) h
+            FULL JOIN strata.usage_daily d USING (bucket, key_id, user_id, team_id, model, deployment, provider)
+            WHERE h.attempts IS DISTINCT FROM d.attempts OR h.cost IS DISTINCT FROM d.cost_nano_usd) AS days_differ
 """
 
 

@@ -39,6 +39,7 @@ ACCESS = (
     Access("GET", "/models/{id:path}", "no", "all", "all", "all", "all"),
     Access("GET", "/api/requests", "no", "own", "own", "own", "all"),
     Access("GET", "/api/requests/{id:path}", "no", "own", "own", "own", "all"),
+    Access("GET", "/api/usage", "no", "own", "team", "team", "all"),
     Access("GET", "/api/keys/providers", "no", "no", "team", "team", "all"),
     Access("POST", "/api/keys/providers", "no", "no", "no", "own", "all"),
     Access("GET", "/api/keys/providers/{id}", "no", "no", "team", "team", "all"),

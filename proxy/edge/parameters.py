@@ -25,15 +25,15 @@ _CURSOR = struct.Struct(">q16s")
 class Parameters:
     """The parameters of a request. Every mistake is a CallerError 400 that names its parameter."""
 
-    def __init__(self, request: Request, known: Sequence[str]) -> None:
+    def __init__(self, request: Request, known: Sequence[str], *, max_chars: int = MAX_VALUE_CHARS) -> None:
         self._said: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
             if name not in known:
                 raise wrong(name[:64], f"is not known here; there are {', '.join(known)}")
             if name in self._said:
                 raise wrong(name, "is given twice")
-            if not value or "\0" in value or len(value) > MAX_VALUE_CHARS:
-                raise wrong(name, f"must have 1 to {MAX_VALUE_CHARS} characters, none of them NUL")
+            if not value or "\0" in value or len(value) > max_chars:
+                raise wrong(name, f"must have 1 to {max_chars} characters, none of them NUL")
             self._said[name] = value
 
     def text(self, name: str) -> str | None:

@@ -1,8 +1,8 @@
 """
 The SQL of the ledger. A row is written once and never changed; sending it again is harmless.
 
-Budgets, leases and hourly sums move in the statement that inserts the rows, and only by those it really inserts. So
-they equal the rows by construction, however often and in whatever order the workers ship.
+Budgets, leases, hourly and daily sums move in the statement that inserts the rows, and only by those it really inserts.
+So they equal the rows by construction, however often and in whatever order the workers ship.
 """
 
 from __future__ import annotations
@@ -143,24 +143,28 @@ SHIP = """
         UPDATE strata.budget_periods p
         SET settled_nano_usd = p.settled_nano_usd + m.settled, leased_nano_usd = p.leased_nano_usd - m.leased
         FROM moved m WHERE p.budget_id = m.budget_id AND p.starts_at = m.starts_at
+    ), sums AS (
+        SELECT
+            date_trunc('hour', started_at, 'UTC') AS bucket,
+            coalesce(key_id, '00000000-0000-0000-0000-000000000000') AS key_id,
+            coalesce(user_id, '00000000-0000-0000-0000-000000000000') AS user_id,
+            coalesce(team_id, '00000000-0000-0000-0000-000000000000') AS team_id, model, deployment, provider,
+            count(*) FILTER (WHERE attempt > 0) AS attempts,
+            count(*) FILTER (WHERE attempt > 0 AND outcome <> 'ok') AS errors,
+            count(*) FILTER (WHERE source IN ('counted', 'ambiguous', 'orphan')) AS estimated,
+            count(*) FILTER (WHERE price_state = 'unknown') AS unpriced,
+            sum(input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens + audio_input_tokens
+                + image_input_tokens) AS input_tokens,
+            sum(cache_read_tokens) AS cached_tokens,
+            sum(cache_write_5m_tokens + cache_write_1h_tokens) AS cache_write_tokens,
+            sum(output_tokens + reasoning_tokens + audio_output_tokens + image_output_tokens) AS output_tokens,
+            sum(reasoning_tokens) AS reasoning_tokens, sum(cost_nano_usd) AS cost_nano_usd
+        FROM inserted GROUP BY 1, 2, 3, 4, 5, 6, 7
     ), hourly AS (
         INSERT INTO strata.usage_hourly AS h (
             bucket, key_id, user_id, team_id, model, deployment, provider, attempts, errors, estimated, unpriced,
             input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd)
-        SELECT
-            date_trunc('hour', started_at, 'UTC'), coalesce(key_id, '00000000-0000-0000-0000-000000000000'),
-            coalesce(user_id, '00000000-0000-0000-0000-000000000000'),
-            coalesce(team_id, '00000000-0000-0000-0000-000000000000'), model, deployment, provider,
-            count(*) FILTER (WHERE attempt > 0),
-            count(*) FILTER (WHERE attempt > 0 AND outcome <> 'ok'),
-            count(*) FILTER (WHERE source IN ('counted', 'ambiguous', 'orphan')),
-            count(*) FILTER (WHERE price_state = 'unknown'),
-            sum(input_tokens + cache_read_tokens + cache_write_5m_tokens + cache_write_1h_tokens + audio_input_tokens
-                + image_input_tokens),
-            sum(cache_read_tokens), sum(cache_write_5m_tokens + cache_write_1h_tokens),
-            sum(output_tokens + reasoning_tokens + audio_output_tokens + image_output_tokens), sum(reasoning_tokens),
-            sum(cost_nano_usd)
-        FROM inserted GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
+        SELECT * FROM sums ORDER BY 1, 2, 3, 4, 5, 6, 7
         ON CONFLICT (bucket, key_id, user_id, team_id, model, deployment, provider) DO UPDATE SET
             attempts = h.attempts + excluded.attempts, errors = h.errors + excluded.errors,
             estimated = h.estimated + excluded.estimated, unpriced = h.unpriced + excluded.unpriced,
@@ -170,6 +174,23 @@ SHIP = """
             output_tokens = h.output_tokens + excluded.output_tokens,
             reasoning_tokens = h.reasoning_tokens + excluded.reasoning_tokens,
             cost_nano_usd = h.cost_nano_usd + excluded.cost_nano_usd
+    ), daily AS (
+        INSERT INTO strata.usage_daily AS d (
+            bucket, key_id, user_id, team_id, model, deployment, provider, attempts, errors, estimated, unpriced,
+            input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd)
+        SELECT date_trunc('day', bucket, 'UTC'), key_id, user_id, team_id, model, deployment, provider, sum(attempts),
+            sum(errors), sum(estimated), sum(unpriced), sum(input_tokens), sum(cached_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(cost_nano_usd)
+        FROM sums GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
+        ON CONFLICT (bucket, key_id, user_id, team_id, model, deployment, provider) DO UPDATE SET
+            attempts = d.attempts + excluded.attempts, errors = d.errors + excluded.errors,
+            estimated = d.estimated + excluded.estimated, unpriced = d.unpriced + excluded.unpriced,
+            input_tokens = d.input_tokens + excluded.input_tokens,
+            cached_tokens = d.cached_tokens + excluded.cached_tokens,
+            cache_write_tokens = d.cache_write_tokens + excluded.cache_write_tokens,
+            output_tokens = d.output_tokens + excluded.output_tokens,
+            reasoning_tokens = d.reasoning_tokens + excluded.reasoning_tokens,
+            cost_nano_usd = d.cost_nano_usd + excluded.cost_nano_usd
     )
     SELECT count(*) FROM inserted
 """

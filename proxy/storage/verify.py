@@ -83,7 +83,7 @@ NO_HURRY = "SET LOCAL statement_timeout = '10min'"
 
 COUNTS = """
     SELECT (SELECT count(*) FROM strata.budget_periods) AS periods, (SELECT count(*) FROM strata.usage_hourly) AS hours,
-        count(*) AS rows,
+        (SELECT count(*) FROM strata.usage_daily) AS days, count(*) AS rows,
         count(*) FILTER (WHERE source NOT IN ('orphan', 'adjustment') AND EXISTS (
             SELECT 1 FROM strata.price_lines l WHERE l.source = u.price_source)) AS priced,
         count(*) FILTER (WHERE source NOT IN ('orphan', 'adjustment') AND NOT EXISTS (
@@ -145,6 +145,31 @@ HOURS_DIFFER = """
     ORDER BY 1, 2 LIMIT 20
 """
 
+DAYS_DIFFER = """
+    WITH hours AS (
+        SELECT date_trunc('day', bucket, 'UTC') AS bucket, key_id, user_id, team_id, model, deployment, provider,
+            sum(attempts) AS attempts, sum(errors) AS errors, sum(estimated) AS estimated, sum(unpriced) AS unpriced,
+            sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
+            sum(cache_write_tokens) AS cache_write_tokens, sum(output_tokens) AS output_tokens,
+            sum(reasoning_tokens) AS reasoning_tokens, sum(cost_nano_usd) AS cost_nano_usd
+        FROM strata.usage_hourly GROUP BY 1, 2, 3, 4, 5, 6, 7
+    )
+    SELECT to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ' key ' || key_id || ' ' || model || ' by '
+            || deployment AS subject, v.what, v.expected, v.found, count(*) OVER () AS total
+    FROM hours h
+    FULL JOIN strata.usage_daily d USING (bucket, key_id, user_id, team_id, model, deployment, provider)
+    CROSS JOIN LATERAL (VALUES
+        ('attempts', h.attempts::numeric, d.attempts::numeric), ('errors', h.errors, d.errors),
+        ('estimated', h.estimated, d.estimated), ('unpriced', h.unpriced, d.unpriced),
+        ('input_tokens', h.input_tokens, d.input_tokens), ('cached_tokens', h.cached_tokens, d.cached_tokens),
+        ('cache_write_tokens', h.cache_write_tokens, d.cache_write_tokens),
+        ('output_tokens', h.output_tokens, d.output_tokens),
+        ('reasoning_tokens', h.reasoning_tokens, d.reasoning_tokens),
+        ('cost_nano_usd', h.cost_nano_usd, d.cost_nano_usd)) v(what, expected, found)
+    WHERE coalesce(v.expected, 0) <> coalesce(v.found, 0)
+    ORDER BY 1, 2 LIMIT 20
+"""
+
 # Above a million dollars the meter caps what it writes down: such a row is marked as suspect, and is not its price.
 COSTS_DIFFER = """
     SELECT 'request ' || u.public_id || ' attempt ' || u.attempt AS subject, 'cost_nano_usd' AS what,
@@ -171,7 +196,7 @@ COSTS_DIFFER = """
 
 
 async def check_sums(db: Database) -> list[Check]:
-    """Budgets, leases and hours against the rows, and the rows against their price lines."""
+    """Budgets, leases and hours against the rows, days against the hours, and the rows against their price lines."""
     async with db.transaction(timeout_seconds=VERIFY_SECONDS) as connection:
         await connection.execute(SNAPSHOT)
         await connection.execute(NO_HURRY)
@@ -180,6 +205,7 @@ async def check_sums(db: Database) -> list[Check]:
         return [
             await _check(connection, "budget periods against the rows", counts["periods"], BUDGETS_DIFFER),
             await _check(connection, "hourly sums against the rows", counts["hours"], HOURS_DIFFER),
+            await _check(connection, "daily sums against the hourly", counts["days"], DAYS_DIFFER),
             await _check(connection, "costs against stored price lines", counts["priced"], COSTS_DIFFER),
             Check("rows whose price line is not stored", counts["without_lines"], 0, ()),
         ]
