@@ -243,6 +243,7 @@ async def test_pages_of_a_series_lose_and_double_nothing_while_rows_arrive(db: D
     assert cursor is not None
     rest = await whole(db, **words, cursor=cursor)
     assert [line["model"] for line in [*first.lines, *rest]] == models
+    assert to_csv(first).startswith("start,end,model,attempts,")
     assert (first.totals["attempts"], (await ask(db, **words, cursor=cursor)).totals["attempts"]) == (7, 14)
 
 

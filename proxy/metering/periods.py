@@ -23,10 +23,11 @@ DAY = timedelta(days=1)
 
 
 class Pieces(NamedTuple):
-    """What of the roll-ups is added up: days, and hours that are added to a period or taken off it (the sign)."""
+    """What of the roll-ups is added up: days with their period, and hours with the one that they are added to and the
+    one that they are taken off; None: no such period."""
 
     days: list[tuple[datetime, int]]
-    hours: list[tuple[datetime, int, int]]
+    hours: list[tuple[datetime, int | None, int | None]]
 
 
 @lru_cache(1)
@@ -100,13 +101,8 @@ def pieces(cuts: Sequence[datetime]) -> Pieces:
         if taken_off is not None:
             found.days.append((day, taken_off))
         for start, end, period in parts:
-            if period == taken_off and taken_off is not None:
-                continue
-            for hour in _hours(start, end):
-                if taken_off is not None:
-                    found.hours.append((hour, taken_off, -1))
-                if period is not None:
-                    found.hours.append((hour, period, 1))
+            if period != taken_off:
+                found.hours.extend((hour, period, taken_off) for hour in _hours(start, end))
         day += DAY
     return found
 

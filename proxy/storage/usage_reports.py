@@ -49,25 +49,23 @@ class After(msgspec.Struct, frozen=True):
 
 REPORT = """
     WITH part AS (
-        SELECT p.period, 1 AS sign, u.*
-        FROM unnest($1::timestamptz[], $2::int[]) p(bucket, period) JOIN strata.usage_daily u USING (bucket)
+        SELECT p.added_to, NULL::int AS taken_off, u.*
+        FROM unnest($1::timestamptz[], $2::int[]) p(bucket, added_to) JOIN strata.usage_daily u USING (bucket)
         UNION ALL
-        SELECT p.period, p.sign, u.*
-        FROM unnest($3::timestamptz[], $4::int[], $5::int[]) p(bucket, period, sign)
+        SELECT p.added_to, p.taken_off, u.*
+        FROM unnest($3::timestamptz[], $4::int[], $5::int[]) p(bucket, added_to, taken_off)
         JOIN strata.usage_hourly u USING (bucket)
-    ), sums AS (
-        SELECT period, CASE WHEN 'model' = ANY($6::text[]) THEN model END AS model,
+    ), moved AS (
+        SELECT added_to, taken_off, CASE WHEN 'model' = ANY($6::text[]) THEN model END AS model,
             CASE WHEN 'provider' = ANY($6) THEN provider END AS provider,
             CASE WHEN 'deployment' = ANY($6) THEN deployment END AS deployment,
             CASE WHEN 'key' = ANY($6) OR 'tag' = ANY($6) THEN key_id END AS key_id,
             CASE WHEN 'user' = ANY($6) THEN user_id END AS user_id,
             CASE WHEN 'team' = ANY($6) THEN team_id END AS team_id,
-            sum(sign * attempts)::bigint AS attempts, sum(sign * errors)::bigint AS errors,
-            sum(sign * estimated)::bigint AS estimated, sum(sign * unpriced)::bigint AS unpriced,
-            sum(sign * input_tokens)::bigint AS input_tokens, sum(sign * cached_tokens)::bigint AS cached_tokens,
-            sum(sign * cache_write_tokens)::bigint AS cache_write_tokens,
-            sum(sign * output_tokens)::bigint AS output_tokens,
-            sum(sign * reasoning_tokens)::bigint AS reasoning_tokens, sum(sign * cost_nano_usd)::bigint AS cost_nano_usd
+            sum(attempts) AS attempts, sum(errors) AS errors, sum(estimated) AS estimated, sum(unpriced) AS unpriced,
+            sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
+            sum(cache_write_tokens) AS cache_write_tokens, sum(output_tokens) AS output_tokens,
+            sum(reasoning_tokens) AS reasoning_tokens, sum(cost_nano_usd) AS cost_nano_usd
         FROM part
         WHERE ($7::text IS NULL OR model = $7) AND ($8::text IS NULL OR provider = $8)
             AND ($9::text IS NULL OR deployment = $9)
@@ -76,6 +74,17 @@ REPORT = """
                 OR user_id IN (SELECT id FROM strata.users WHERE lower(email) = lower($11)))
             AND ($12::text IS NULL OR team_id::text = $12 OR team_id IN (SELECT id FROM strata.teams WHERE name = $12))
             AND ($13::text IS NULL OR key_id IN (SELECT id FROM strata.keys WHERE $13 = ANY(tags)))
+        GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+    ), sums AS (
+        SELECT p.period, model, provider, deployment, key_id, user_id, team_id,
+            sum(sign * attempts)::bigint AS attempts, sum(sign * errors)::bigint AS errors,
+            sum(sign * estimated)::bigint AS estimated, sum(sign * unpriced)::bigint AS unpriced,
+            sum(sign * input_tokens)::bigint AS input_tokens, sum(sign * cached_tokens)::bigint AS cached_tokens,
+            sum(sign * cache_write_tokens)::bigint AS cache_write_tokens,
+            sum(sign * output_tokens)::bigint AS output_tokens,
+            sum(sign * reasoning_tokens)::bigint AS reasoning_tokens, sum(sign * cost_nano_usd)::bigint AS cost_nano_usd
+        FROM moved CROSS JOIN LATERAL (VALUES (added_to, 1), (taken_off, -1)) p(period, sign)
+        WHERE p.period IS NOT NULL
         GROUP BY 1, 2, 3, 4, 5, 6, 7
     ), happened AS (
         -- What a day was given and has lost again leaves a group of zeros
@@ -127,7 +136,7 @@ async def read_report(
     connection: Connection,
     *,
     days: Sequence[tuple[datetime, int]],
-    hours: Sequence[tuple[datetime, int, int]],
+    hours: Sequence[tuple[datetime, int | None, int | None]],
     by: Sequence[str],
     narrowed: Narrowed,
     by_time: bool,
@@ -135,8 +144,8 @@ async def read_report(
     limit: int,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
-    The sum of all, and lines after a place: in the order of time, or the dearest first. `days` and `hours` say to which
-    period they belong, `hours` also whether they are added or taken off. Only what the connection's role may see.
+    The sum of all, and lines after a place: in the order of time, or the dearest first. `days` come with the period
+    that they are added to, `hours` also with one that they are taken off. Only what the connection's role may see.
     """
     await connection.execute(FOR_REPORTS)
     rows = await connection.fetch(
@@ -144,8 +153,8 @@ async def read_report(
         [bucket for bucket, _ in days],
         [period for _, period in days],
         [bucket for bucket, _, _ in hours],
-        [period for _, period, _ in hours],
-        [sign for _, _, sign in hours],
+        [added_to for _, added_to, _ in hours],
+        [taken_off for _, _, taken_off in hours],
         list(by),
         *msgspec.structs.astuple(narrowed),
         by_time,
