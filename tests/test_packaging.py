@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from proxy.storage.embedded import EmbeddedPostgres
 from proxy.storage.migrations import known_migrations, migrate
 from tests.conftest import lack, needs, on_database, scratch_folder
 from tests.dockerfile import LAST, dockerfile, environment, health_command, said
-from tests.gateway import ROOT, free_port
+from tests.gateway import ROOT, Gateway, free_port
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+REQUIRED = frozenset(re.findall(r"\$\{([A-Z_]+):\?", (ROOT / "compose.yaml").read_text()))
 SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET|CREDENTIAL")
 
 
@@ -153,13 +156,10 @@ def test_the_example_fills_itself_with_secrets_of_its_own(tmp_path: Path) -> Non
     recipe = "\n".join(line.removeprefix("#   ") for line in example.splitlines() if line.startswith("#   "))
     (tmp_path / ".env.example").write_text(example)
     subprocess.run(["sh", "-euc", recipe], cwd=tmp_path, check=True, timeout=30)
-    filled = dict(
-        line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if re.match("[A-Z]", line)
-    )
-    required = set(re.findall(r"\$\{([A-Z_]+):\?", (ROOT / "compose.yaml").read_text()))
-    assert filled.keys() == required
-    assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in filled.values())
-    assert len(set(filled.values())) == len(filled)
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if re.match("[A-Z]", line))
+    assert made.keys() == REQUIRED
+    assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in made.values())
+    assert len(set(made.values())) == len(made)
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
     assert re.search(r"^\.env$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
 
@@ -171,20 +171,28 @@ def script_of(service: str, key: str) -> str:
     return str(script).replace("$$", "$")
 
 
-def test_redis_asks_for_its_password_which_stands_on_no_command_line(tmp_path: Path) -> None:
-    program, port = needs("redis-server"), free_port()
+@contextlib.contextmanager
+def redis_of_the_compose_file(folder: Path, port: int, password: str) -> Iterator[subprocess.Popen[bytes]]:
+    program = needs("redis-server")
     script = script_of("redis", "command").replace("redis-server -", f"{program} - --port {port} --bind 127.0.0.1", 1)
-    process = subprocess.Popen(
-        ["sh", "-c", script], cwd=tmp_path, env={"REDIS_PASSWORD": "of-the-tests", "PATH": os.environ["PATH"]},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    environ = {"REDIS_PASSWORD": password, "PATH": os.environ["PATH"]}
+    process = subprocess.Popen(["sh", "-c", script], cwd=folder, env=environ, stdout=subprocess.DEVNULL)
     try:
-        answers = asyncio.run(talk_to_redis(port))
-        command_line = Path(f"/proc/{process.pid}/cmdline")
-        assert b"of-the-tests" not in (command_line.read_bytes() if command_line.exists() else b"")
+        yield process
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.mark.needs("redis-server")
+def test_redis_asks_for_its_password_which_stands_on_no_command_line(tmp_path: Path) -> None:
+    port = free_port()
+    with redis_of_the_compose_file(tmp_path, port, "of-the-tests") as process:
+        answers = asyncio.run(talk_to_redis(port))
+        command_line = Path(f"/proc/{process.pid}/cmdline")
+        if command_line.exists():
+            words = command_line.read_bytes()
+            assert b"redis-server" in words and b"of-the-tests" not in words
     assert answers[0].startswith("-NOAUTH") and answers[1:] == ["+OK", "+PONG"]
 
 
@@ -273,3 +281,40 @@ async def test_the_logins_of_the_compose_file_can_migrate_and_read(monkeypatch: 
     finally:
         server.stop()
         shutil.rmtree(home)
+
+
+def filled(value: str, secrets: Mapping[str, str]) -> str:
+    """As Compose fills in a value, where nothing but the secrets is set."""
+    required = re.sub(r"\$\{([A-Z_]+):\?[^}]*\}", lambda match: secrets[match[1]], value)
+    return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", required)
+
+
+@pytest.mark.needs("redis-server")
+def test_the_environment_of_the_compose_file_makes_a_gateway_that_has_everything(
+    tmp_path: Path, database_dsn: str
+) -> None:
+    secrets = {name: f"{name.lower()}-of-the-tests-and-long-enough" for name in REQUIRED}
+    environ = {name: filled(value, secrets) for name, value in SERVICES["strata"]["environment"].items()}
+    assert environ["DATABASE_URL"].endswith("-of-the-tests-and-long-enough@postgres:5432/strata")
+    port = free_port()
+    with redis_of_the_compose_file(tmp_path, port, secrets["REDIS_PASSWORD"]):
+        places = {
+            "DATABASE_URL": database_dsn,
+            "REDIS_URL": environ["REDIS_URL"].replace("redis:6379", f"127.0.0.1:{port}"),
+        }
+        gateway = Gateway(tmp_path / "home")
+        gateway.environ = environ | places
+        try:
+            gateway.start()
+            ready = gateway.ask("GET", "/readyz", {"host": "127.0.0.1:4000"})
+            assert (ready.status, json.loads(ready.body)) == (200, {"status": "ready", "degraded": []})
+            token = {"authorization": f"Bearer {secrets['METRICS_TOKEN']}"}
+            metrics = gateway.ask("GET", "/metrics", {**token, "host": "strata:4000"})
+            assert metrics.status == 200 and b'strata_dependency_up{dependency="redis"} 1' in metrics.body
+            assert gateway.ask("GET", "/metrics", {"host": "strata:4000"}).status == 401
+            assert gateway.ask("GET", "/v1/models", {"host": "localhost:4000"}).status == 401
+            assert gateway.ask("GET", "/v1/models", {"host": "elsewhere.example.com"}).status == 421
+            admin = {"authorization": f"Bearer {secrets['STRATA_MASTER_KEY']}", "host": "localhost:4000"}
+            assert gateway.ask("GET", "/api/prices", admin).status == 200
+        finally:
+            gateway.stop()
