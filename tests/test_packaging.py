@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -306,11 +307,16 @@ def test_the_environment_of_the_compose_file_makes_a_gateway_that_has_everything
         gateway.environ = environ | places
         try:
             gateway.start()
+            token = {"authorization": f"Bearer {secrets['METRICS_TOKEN']}", "host": "strata:4000"}
+            deadline = time.monotonic() + 30
+            while (
+                b'strata_dependency_up{dependency="redis"} 1'
+                not in (metrics := gateway.ask("GET", "/metrics", token)).body
+            ):
+                assert metrics.status == 200 and time.monotonic() < deadline, metrics.body.decode() + gateway.tail()
+                time.sleep(0.1)  # it is measured twice a second
             ready = gateway.ask("GET", "/readyz", {"host": "127.0.0.1:4000"})
             assert (ready.status, json.loads(ready.body)) == (200, {"status": "ready", "degraded": []})
-            token = {"authorization": f"Bearer {secrets['METRICS_TOKEN']}"}
-            metrics = gateway.ask("GET", "/metrics", {**token, "host": "strata:4000"})
-            assert metrics.status == 200 and b'strata_dependency_up{dependency="redis"} 1' in metrics.body
             assert gateway.ask("GET", "/metrics", {"host": "strata:4000"}).status == 401
             assert gateway.ask("GET", "/v1/models", {"host": "localhost:4000"}).status == 401
             assert gateway.ask("GET", "/v1/models", {"host": "elsewhere.example.com"}).status == 421
