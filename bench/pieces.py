@@ -1,6 +1,7 @@
 """
 `python -m bench.pieces`: what single pieces of the path cost, in this process alone: a price, a ceiling, the digest of
-a key, a turn at its limits, and for each API a request translated, an answer and a chunk translated back.
+a key, a turn at its limits, a request in the metrics and their page, and for each API a request translated, an answer
+and a chunk translated back.
 
 The least of several repeats counts: everything above it is the machine's noise. Requests and answers are the golden
 cases of the tests.
@@ -8,22 +9,27 @@ cases of the tests.
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 import timeit
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from proxy.admission.keys import digest, new_key
 from proxy.admission.limits import Limits, Standing
 from proxy.admission.turns import Turn, Turns, wanted_tokens
-from proxy.config import Deployment, Provider
+from proxy.config import Config, Deployment, Model, Provider
+from proxy.config import Metrics as MetricsConfig
 from proxy.dialects.openai import Envelope, stamp_completion
 from proxy.edge.replies import limit_lines
-from proxy.errors import GatewayError
+from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, Limit, Usage
 from proxy.metering.price_lines import price_of
 from proxy.metering.prices import PriceBook
 from proxy.providers import ChatRequest
+from proxy.telemetry.metrics import Metrics
 from proxy.upstream.answers import FRAMINGS
 from proxy.upstream.readers import TranslatedReader
 from tests.golden import CASES, Case
@@ -33,6 +39,8 @@ SECONDS = 0.02
 LONG = 200
 """Chunks of text in a long stream."""
 TEXT = re.compile(rb'"content":"[^"]')
+ENDPOINTS = ("chat", "completions", "embeddings", "messages")
+OUTCOMES = ("", "provider_error", "provider_timeout", "provider_stream_cut", "caller_cancelled")
 NOW_MS = 1_790_000_000_000
 OPENAI = Deployment(provider=Provider(name="openai", api_base="https://api.openai.com/v1"), model="gpt-5-mini")
 
@@ -84,6 +92,70 @@ def limits() -> Iterator[Piece]:
 
         yield Piece(f"limits: {name}", cost_us(take), "a turn taken")
         yield Piece(f"limits: {name}", cost_us(whole), "taken, told in headers, ended")
+
+
+def metrics() -> Iterator[Piece]:
+    """What a request costs to count, and for how long a scrape of the reference site holds the event loop at once."""
+    site = reference_site()
+    kept = Metrics(site)
+    done = _served(site, "model-0", 0, "chat", "")
+
+    def count() -> None:
+        kept.request_started("chat")
+        kept.record_attempt(done, done.attempts[0])
+        kept.record(done)
+        kept.request_ended("chat")
+
+    yield Piece("metrics: a stream counted", cost_us(count), "begun, its attempt, its end")
+    for endpoint, name, at, error_type in itertools.product(ENDPOINTS, site.models, (0, 1), OUTCOMES):
+        done = _served(site, name, at, endpoint, error_type)
+        kept.record_attempt(done, done.attempts[0])
+        kept.record(done)
+    for at in range(500):
+        done.caller = Caller(f"k{at}", f"key-{at}", "sk-strata-…")
+        kept.record_attempt(done, done.attempts[0])
+        kept.record(done)
+    for name, accept in (("text", ""), ("OpenMetrics", "application/openmetrics-text")):
+        first = _longest_slice_us(kept, accept)
+        lines = sum(part.count(b"\n") for part in kept.pages(accept)[0])
+        longest = min(_longest_slice_us(kept, accept) for _ in range(REPEATS))
+        note = f"{lines} lines; the longest slice {longest:.0f} µs, of the first page {first:.0f} µs"
+        yield Piece(f"metrics: a page as {name}", cost_us(partial(_whole_page, kept, accept)), note)
+
+
+def reference_site() -> Config:
+    """Twenty models, each on two of thirty deployments' providers, and five hundred keys."""
+    providers = {f"p{at}": Provider(name=f"p{at}", api_base="http://127.0.0.1:1") for at in range(15)}
+    models = {}
+    for at in range(20):
+        pair = (providers[f"p{at % 15}"], providers[f"p{(at + 7) % 15}"])
+        deployments = tuple(Deployment(provider=one, model=f"m{at}") for one in pair)
+        models[f"model-{at}"] = Model(name=f"model-{at}", deployments=deployments)
+    return Config(providers=providers, models=models, metrics=MetricsConfig(max_keys=500))
+
+
+def _served(site: Config, name: str, at: int, endpoint: str, error_type: str) -> Exchange:
+    model = site.models[name]
+    usage = Usage(800, cache_read=200, output=300, reasoning=100)
+    attempt = Attempt(1, model.deployments[at], 0, outcome=error_type or "ok", usage=usage, price_state="priced")
+    attempt.first_event_ns, attempt.ended_ns = 350_000_000, 900_000_000
+    exchange = Exchange(bytes(16), "req_0123456789abcdef0123", endpoint, NOW_MS, 0, model=name, resolved=model)
+    exchange.attempts, exchange.status, exchange.stream = [attempt], 502 if error_type else 200, True
+    exchange.error = UpstreamError("x", error_type=error_type) if error_type else None
+    exchange.caller = Caller("k", "ci", "sk-strata-…")
+    return exchange
+
+
+def _whole_page(kept: Metrics, accept: str) -> list[bytes]:
+    return list(kept.pages(accept)[0])
+
+
+def _longest_slice_us(kept: Metrics, accept: str) -> float:
+    longest, began = 0, time.thread_time_ns()
+    for _ in kept.pages(accept)[0]:
+        ended = time.thread_time_ns()
+        longest, began = max(longest, ended - began), ended
+    return longest / 1e3
 
 
 def translation(api: str, cases: list[Case]) -> Iterator[Piece]:
@@ -164,7 +236,12 @@ def main() -> None:
     by_api: dict[str, list[Case]] = {}
     for case in CASES:
         by_api.setdefault(case.api, []).append(case)
-    for piece in [*money(), *limits(), *(piece for api, cases in by_api.items() for piece in translation(api, cases))]:
+    for piece in [
+        *money(),
+        *limits(),
+        *metrics(),
+        *(piece for api, cases in by_api.items() for piece in translation(api, cases)),
+    ]:
         print(f"{piece.name:32} {piece.microseconds:8.2f} µs   {piece.note}".rstrip())
 
 

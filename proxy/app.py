@@ -71,6 +71,7 @@ from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
 from proxy.upstream.elsewhere import Elsewhere
+from proxy.upstream.headroom import Headroom
 from proxy.upstream.own_keys import OwnKeys
 from proxy.upstream.relay import Relay
 from proxy.upstream.remote_files import RemoteFiles
@@ -106,7 +107,6 @@ class Gateway:
         """Starts the database again if it was ours and has died."""
         vault = Vault.open(home, environ)
         self.metrics = Metrics(config)
-        self.metrics.config_loaded(config.hash)
         listen_at = config.database.listen_url
         self.database = Database(dsn, size=config.database.pool, listen_dsn=listen_at.reveal() if listen_at else None)
         self.keyring = Keyring(self.database, vault.pepper, pepper_id=vault.pepper_id, static=config.keys.static)
@@ -139,7 +139,7 @@ class Gateway:
             on_closed=(self._closed, self.history.note),
         )
         self.resting = Resting(config.rest, self._deployment_changed)
-        self.pace = Pace()
+        self.pace, self.headroom = Pace(), Headroom()
         self.router = Router(config, self.resting, random.random, self.pace)
         self.sim = SimServer()
         self.files = RemoteFiles(config.remote_files)
@@ -157,9 +157,10 @@ class Gateway:
         verifiers, self.published_keys = believed(auth, self.tokens)
         may_appear = auth.registration != "closed"
         self.people = People(self.database, verifiers, auth.issuer, may_appear=may_appear)
+        self.passwords = Passwords()
         self.signing_in = SigningIn(
             self.database,
-            Passwords(),
+            self.passwords,
             self.tokens,
             lambda: self.vault.derive("people/log-ins"),
             session_ttl_seconds=auth.session_ttl_seconds,
@@ -172,6 +173,8 @@ class Gateway:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
+        self.metrics.config_loaded(self.config.hash)
+        self.database.observe = self.metrics.observe_query
         port = await self.sim.start()
         for provider in self.config.providers.values():
             self.accounts[provider.name] = Account(located(provider, port))
@@ -316,7 +319,7 @@ class Gateway:
         await Watch(self.config.alerts, self.database, sent=self.metrics.count_alert).run()
 
     async def _tick(self) -> None:
-        """What is looked at twice a second: deadlines of connections, gauges, how late the loop is."""
+        """What is looked at twice a second: deadlines of connections, how late the loop is."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + TICK_SECONDS
@@ -324,38 +327,15 @@ class Gateway:
             now = loop.time()
             self.metrics.observe_loop_lag(max(0.0, now - due))
             self.door.tick(now)
-            self.metrics.set_ledger(self.shipper.queue_depth, self.shipper.lag_seconds, self.shipper.dropped_total)
-            self._tell_totals()
-            self.metrics.set_dependency("database", self.database.up)
-            if self.redis is not None:
-                self.metrics.set_dependency("redis", self.redis.up)
-            if isinstance(self.turns, Shared):
-                self.metrics.set_limits(alone=self.turns.alone_total)
-            self.metrics.set_log_dropped(self.request_log.dropped)
             self._revive()
-
-    def _tell_totals(self) -> None:
-        meter, shipper, budgets, history = self.meter, self.shipper, self.budgets, self.history
-        self.metrics.set_attempts(
-            dispatched=meter.dispatched_total,
-            settled=meter.settled_total,
-            open_now=len(self.journal.open_dispatches),
-            shipped=shipper.shipped_total,
-            orphans=shipper.orphans_total,
-        )
-        self.metrics.set_leases(
-            overrun_nano_usd=budgets.overrun_nano_usd_total,
-            stranded_nano_usd=budgets.stranded_nano_usd_total,
-            failures=budgets.failures_total,
-        )
-        self.metrics.set_provider_keys(len(self.own_keys), len(self.own_keys.attention))
-        self.metrics.set_history(history.queue_depth, history.written_total, history.dropped_total)
 
     def _settled(self, exchange: Exchange, attempt: Attempt) -> None:
         if attempt.hold is not None and not attempt.hold.resolved:
             self.budgets.resolve(attempt.hold, attempt.cost_nano_usd)
         self.metrics.record_attempt(exchange, attempt)
         deployment, usage = attempt.deployment, attempt.usage
+        if attempt.head and attempt.own_key is None:
+            self.headroom.note(deployment, attempt.head, attempt.ended_ns)
         if deployment.tpm is not None and usage is not None and attempt.own_key is None:
             self.pace.used(deployment, usage.prompt + usage.completion, time.monotonic())
         if deployment.rpm is not None and attempt.number > 1:  # the first was counted when it was planned

@@ -23,6 +23,7 @@ from proxy.edge.requests import Requests
 from proxy.edge.usage import UsagePage
 from proxy.edge.users import UsersPage
 from proxy.metering.price_list import listed
+from proxy.scrape import scrape
 from proxy.storage.alerts import last_alerts
 from proxy.storage.audit import note
 
@@ -46,7 +47,7 @@ def pages(gateway: Gateway) -> list[Route]:
     ops = Ops(
         ready=lambda: database.up or not gateway.keyring.stale,
         degraded=lambda: _degraded(gateway),
-        render=gateway.metrics.render,
+        scrape=lambda accept: scrape(gateway, accept),
         token=config.metrics.token,
     )
     alerts = AlertsPage(callers, config.alerts, lambda: last_alerts(database))

@@ -41,6 +41,10 @@ class Rounds:
         self._failed = failed
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def names(self) -> list[str]:
+        return [task.get_name() for task in self._tasks]
+
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(self._run(name, work), name=name))
 

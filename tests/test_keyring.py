@@ -16,7 +16,7 @@ from proxy.admission.keyring import Keyring
 from proxy.config import Secret, StaticKey
 from proxy.storage.key_changes import StoredSecret
 from proxy.storage.keys import KeyRow, insert_key, replace_secret, revoke_key
-from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.postgres import Database, Operation, Unavailable
 
 PEPPER = b"p" * 32
 
@@ -52,18 +52,22 @@ class Line(Database):
         self.asked = 0
         self.on_notice: Callable[[str], None] = lambda _: None
 
-    async def fetch(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> list[asyncpg.Record]:
+    async def fetch(
+        self, sql: str, *args: Any, timeout_seconds: float = 2.0, op: Operation = "read"
+    ) -> list[asyncpg.Record]:
         if self.cut:
             raise Unavailable
         if self.bug is not None:
             raise self.bug
-        return await super().fetch(sql, *args, timeout_seconds=timeout_seconds)
+        return await super().fetch(sql, *args, timeout_seconds=timeout_seconds, op=op)
 
-    async def fetchrow(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> asyncpg.Record | None:
+    async def fetchrow(
+        self, sql: str, *args: Any, timeout_seconds: float = 2.0, op: Operation = "read"
+    ) -> asyncpg.Record | None:
         self.asked += 1
         if self.cut:
             raise Unavailable
-        row = await super().fetchrow(sql, *args, timeout_seconds=timeout_seconds)
+        row = await super().fetchrow(sql, *args, timeout_seconds=timeout_seconds, op=op)
         if self.held is not None:
             await self.held.wait()
         return row

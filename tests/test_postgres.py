@@ -251,6 +251,28 @@ async def test_a_listener_hears_notices_and_starts_afresh_after_a_restart(
     await until_it_answers(own_db)
     await own_db.execute("SELECT pg_notify('strata_keys', 'three')")
     assert await asyncio.wait_for(heard.get(), 10) == "three"
+    assert own_db.listen_failures_total > 0
+
+
+async def test_each_call_is_measured_once_under_its_own_name_failures_too(db: Database) -> None:
+    measured: list[tuple[str, bool]] = []
+    db.observe = lambda op, seconds: measured.append((op, 0 < seconds < 10))
+    await db.fetch("SELECT 1")
+    await db.execute("SET LOCAL work_mem = '4MB'")
+    await db.fetchrow("SELECT 1", op="keys")
+    async with db.transaction(op="ship") as connection:
+        await connection.execute("SELECT 1")
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await db.fetch("SELEKT")
+    assert measured == [(op, True) for op in ("read", "write", "keys", "ship", "read")]
+
+
+async def test_connections_are_counted_idle_or_used(db: Database) -> None:
+    async with db.transaction():
+        assert db.connections[1] == 1
+    idle, used = db.connections
+    assert idle >= 1 and used == 0
+    assert Database("postgresql://nobody@127.0.0.1:1/x").connections == (0, 0)
 
 
 async def test_a_closed_database_is_unavailable_and_closing_twice_is_fine(database_dsn: str) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.upstream.ratelimits import limit_lines
+from proxy.config import Deployment, Provider
+from proxy.upstream.headroom import FORGET_SECONDS, MAX_DEPLOYMENTS, Headroom
+from proxy.upstream.ratelimits import limit_lines, shares_left
 
 NOW = 1_747_146_000.0  # 2025-05-13T14:20:00Z
 CLAUDE = {
@@ -84,3 +86,32 @@ def test_what_cannot_be_read_is_not_shown(fields: dict[bytes, bytes]) -> None:
 
 def test_a_moment_that_has_passed_is_now() -> None:
     assert shown({b"x-ratelimit-reset-requests": b"2025-05-13T14:19:00Z"}) == {"x-ratelimit-reset-requests": "0s"}
+
+
+def test_what_is_left_of_each_limit_is_a_share_whatever_the_provider_calls_it() -> None:
+    assert shares_left(CLAUDE) == {"requests": 3999 / 4000, "tokens": 479000 / 480000}
+    openai = {b"X-RateLimit-Limit-Tokens": b"200", b"x-ratelimit-remaining-tokens": b"50"}
+    assert shares_left(openai) == {"tokens": 0.25}
+    mistral = {b"x-ratelimit-limit-req-minute": b"60", b"x-ratelimit-remaining-req-minute": b"90"}
+    assert shares_left(mistral) == {"requests": 1.0}
+    nonsense = {b"x-ratelimit-limit-tokens": b"0", b"x-ratelimit-remaining-tokens": b"5"}
+    assert shares_left(nonsense | {b"x-ratelimit-limit-requests": b"9e9"}) == {}
+
+
+def test_what_a_provider_said_long_ago_is_forgotten() -> None:
+    now = [0]
+    headroom = Headroom(lambda: now[0])
+    quick, slow = (Deployment(provider=Provider(name="acme", api_base=""), model=name) for name in ("quick", "slow"))
+    head = {b"x-ratelimit-limit-tokens": b"200", b"x-ratelimit-remaining-tokens": b"50"}
+    headroom.note(slow, head, 0)
+    headroom.note(quick, head, int(FORGET_SECONDS * 1e9))
+    now[0] = int(FORGET_SECONDS * 1e9) + 1
+    assert list(headroom.left()) == [("acme/quick", "acme", "tokens", 0.25)]
+
+
+def test_names_that_clients_make_up_do_not_fill_the_memory() -> None:
+    headroom = Headroom(lambda: 0)
+    head = {b"x-ratelimit-limit-tokens": b"200", b"x-ratelimit-remaining-tokens": b"50"}
+    for number in range(3 * MAX_DEPLOYMENTS):
+        headroom.note(Deployment(provider=Provider(name="acme", api_base=""), model=f"m{number}"), head, 0)
+    assert len(list(headroom.left())) <= MAX_DEPLOYMENTS

@@ -95,3 +95,5 @@ async def test_guessing_is_slowed_down_for_those_who_exist_and_those_who_do_not(
         told.append(codes[:6])
     assert told[0] == told[1] == ["wrong_credentials"] * 6
     assert await door.log_in("ann@example.com", GOOD, "198.51.100.7")  # from elsewhere she still gets in
+    assert (door.outcomes["ok"], door.outcomes["refused"] + door.outcomes["too_often"]) == (1, 14)
+    assert door.outcomes["too_often"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from starlette.requests import Request
@@ -13,12 +13,11 @@ from starlette.responses import Response
 from proxy.config import Secret
 from proxy.errors import Unauthenticated
 
-RENDER_SECONDS = 10.0
-
 
 class Ops:
     """
     `degraded()` names what is away while we still serve; `ready()` is False when a request would be refused for it.
+    `scrape(accept)` is the metrics page in slices, and its content type.
     """
 
     def __init__(
@@ -26,12 +25,12 @@ class Ops:
         *,
         ready: Callable[[], bool],
         degraded: Callable[[], list[str]],
-        render: Callable[[str], tuple[bytes, str]],
+        scrape: Callable[[str], tuple[Iterable[bytes], str]],
         token: Secret | None,
     ) -> None:
         self._ready = ready
         self._degraded = degraded
-        self._render = render
+        self._scrape = scrape
         self._token = token
 
     async def healthz(self, request: Request) -> Response:
@@ -48,6 +47,9 @@ class Ops:
             if not hmac.compare_digest(sent, f"Bearer {self._token.reveal()}".encode()):
                 raise Unauthenticated("The metrics need their token: Authorization: Bearer <telemetry.metrics.token>.")
         accept = request.headers.get("accept", "")
-        # Rendering holds the interpreter for milliseconds at many series; in a thread the streams go on between.
-        body, content_type = await asyncio.wait_for(asyncio.to_thread(self._render, accept), RENDER_SECONDS)
-        return Response(body, headers={"content-type": content_type})
+        slices, content_type = self._scrape(accept)
+        body = []
+        for part in slices:
+            body.append(part)
+            await asyncio.sleep(0)  # the streams go on between
+        return Response(b"".join(body), headers={"content-type": content_type})

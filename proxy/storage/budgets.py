@@ -84,7 +84,7 @@ async def take_lease(db: Database, budget: Budget, worker_id: str, want_nano_usd
     the database has not seen comes from the configuration, and is entered.
     """
     _require_whole(want_nano_usd, need_nano_usd)
-    async with db.transaction(timeout_seconds=LEASE_SECONDS) as connection:
+    async with db.transaction(timeout_seconds=LEASE_SECONDS, op="lease") as connection:
         period = await _lock_current(connection, budget)
         free = period["limit_nano_usd"] - period["settled_nano_usd"] - period["leased_nano_usd"]
         granted = max(0, min(max(want_nano_usd, need_nano_usd), free)) if free >= need_nano_usd else 0
@@ -134,7 +134,7 @@ LOCK_ONE_PERIOD = """
 async def return_lease(db: Database, budget_id: str, starts_at_ms: int, worker_id: str, nano_usd: int) -> None:
     """Gives back what the worker will not spend."""
     _require_whole(starts_at_ms, nano_usd)
-    async with db.transaction() as connection:
+    async with db.transaction(op="lease") as connection:
         await connection.execute(LOCK_ONE_PERIOD, budget_id, starts_at_ms)
         await connection.execute(RETURN_LEASE, budget_id, starts_at_ms, worker_id, nano_usd)
 

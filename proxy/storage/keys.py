@@ -141,7 +141,9 @@ async def changed_since(db: Database, version: int) -> list[KeyRow]:
     Keys that changed after `version`, revoked ones too, in the order of their versions; at most 10,000, so a whole
     snapshot is read by asking again with the last version until nothing comes.
     """
-    return [_key_row(row) for row in await db.fetch(CHANGED_SINCE, version, timeout_seconds=SNAPSHOT_SECONDS)]
+    return [
+        _key_row(row) for row in await db.fetch(CHANGED_SINCE, version, timeout_seconds=SNAPSHOT_SECONDS, op="keys")
+    ]
 
 
 FIND_KEY = """
@@ -157,7 +159,7 @@ FIND_KEY = """
 
 async def find_key(db: Database, digest: bytes) -> KeyRow | None:
     """The key with this digest, now or before its last rotation, whether it is still valid or not."""
-    row = await db.fetchrow(FIND_KEY, digest)
+    row = await db.fetchrow(FIND_KEY, digest, op="keys")
     return None if row is None else _key_row(row)
 
 

@@ -209,7 +209,7 @@ async def ship_encoded(db: Database, rows: Sequence[bytes], charges: Iterable[Ch
     if not rows:
         return 0
     try:
-        async with db.transaction(timeout_seconds=SHIP_SECONDS) as connection:
+        async with db.transaction(timeout_seconds=SHIP_SECONDS, op="ship") as connection:
             return await _write(connection, rows, charges)
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
         raise RowsRefused(f"The ledger refuses a batch of {len(rows)} rows: {type(error).__name__}.") from error

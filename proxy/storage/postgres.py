@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -44,6 +45,9 @@ SAY_WHO = """
         set_config('strata.team_id', $3, true), set_config('strata.key_id', $4, true)
 """
 """What the policies of migration 0006 read; gone with the transaction."""
+
+Operation = Literal["read", "write", "transaction", "keys", "lease", "ship", "history"]
+"""What calls are told apart by where their time is measured."""
 
 T = TypeVar("T")
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -153,11 +157,23 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._listeners: list[asyncio.Task[None]] = []
         self._up = False
+        self.observe: Callable[[str, float], None] = lambda op, seconds: None
+        """Hears how long each call took, the wait for a connection included."""
+        self.listen_failures_total = 0
+        """Connections for notices that ended, or did not come about."""
 
     @property
     def up(self) -> bool:
         """Whether the last call reached Postgres."""
         return self._up
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many are idle, and how many are used."""
+        if self._pool is None:
+            return 0, 0
+        idle = self._pool.get_idle_size()
+        return idle, self._pool.get_size() - idle
 
     async def open(self) -> None:
         """Tries to connect. Unavailable if that fails now; the pool then comes up with the first call that succeeds."""
@@ -189,19 +205,34 @@ class Database:
             except AWAY:
                 pool.terminate()
 
-    async def fetch(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> list[asyncpg.Record]:
-        return await self._call(lambda connection: connection.fetch(sql, *args), timeout_seconds)
+    async def fetch(
+        self, sql: str, *args: Any, timeout_seconds: float = 2.0, op: Operation = "read"
+    ) -> list[asyncpg.Record]:
+        return await self._call(lambda connection: connection.fetch(sql, *args), timeout_seconds, op)
 
-    async def fetchrow(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> asyncpg.Record | None:
-        return await self._call(lambda connection: connection.fetchrow(sql, *args), timeout_seconds)
+    async def fetchrow(
+        self, sql: str, *args: Any, timeout_seconds: float = 2.0, op: Operation = "read"
+    ) -> asyncpg.Record | None:
+        return await self._call(lambda connection: connection.fetchrow(sql, *args), timeout_seconds, op)
 
-    async def execute(self, sql: str, *args: Any, timeout_seconds: float = 2.0) -> str:
+    async def execute(self, sql: str, *args: Any, timeout_seconds: float = 2.0, op: Operation = "write") -> str:
         """The command's tag, such as `UPDATE 1`."""
-        return await self._call(lambda connection: connection.execute(sql, *args), timeout_seconds)
+        return await self._call(lambda connection: connection.execute(sql, *args), timeout_seconds, op)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, *, timeout_seconds: float = 5.0) -> AsyncIterator[Connection]:
+    async def transaction(
+        self, *, timeout_seconds: float = 5.0, op: Operation = "transaction"
+    ) -> AsyncIterator[Connection]:
         """One transaction, bounded as a whole; commits at the end of the block, rolls back when it raises."""
+        began = time.monotonic()
+        try:
+            async with self._transaction(timeout_seconds) as connection:
+                yield connection
+        finally:
+            self.observe(op, time.monotonic() - began)
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, timeout_seconds: float) -> AsyncIterator[Connection]:
         async with self._connection(timeout_seconds) as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -249,10 +280,17 @@ class Database:
             return
         self._listeners.append(asyncio.create_task(self._keep_listening(channel, on_notice), name=f"listen {channel}"))
 
-    async def _call(self, call: Callable[[Connection], Awaitable[T]], timeout_seconds: float) -> T:
+    async def _call(self, call: Callable[[Connection], Awaitable[T]], timeout_seconds: float, op: Operation) -> T:
+        began = time.monotonic()
+        try:
+            return await self._call_once_or_twice(call, timeout_seconds)
+        finally:
+            self.observe(op, time.monotonic() - began)
+
+    async def _call_once_or_twice(self, call: Callable[[Connection], Awaitable[T]], timeout_seconds: float) -> T:
         try:
             if self._pooled:
-                async with self.transaction(timeout_seconds=timeout_seconds) as connection:
+                async with self._transaction(timeout_seconds) as connection:
                     return await call(connection)
             async with self._connection(timeout_seconds, translated=False) as connection:
                 return await call(connection)
@@ -308,11 +346,13 @@ class Database:
                 try:
                     await self._hear(connection, channel, on_notice)
                     failures = 0
+                    self.listen_failures_total += 1
                 finally:
                     connection.terminate()
             except Exception as error:
                 pause_seconds = LISTEN_RETRY_SECONDS[min(failures, len(LISTEN_RETRY_SECONDS) - 1)]
                 failures = failures + 1
+                self.listen_failures_total += 1
                 log.warning("not listening on %s (%s): again in %s s", channel, type(error).__name__, pause_seconds)
                 await asyncio.sleep(pause_seconds)
 

@@ -42,7 +42,8 @@ async def insert_requests(db: Database, rows: Sequence[bytes]) -> None:
     RowsRefused: one of them is bad.
     """
     try:
-        await db.execute(INSERT_REQUESTS, (b"[%b]" % b",".join(rows)).decode(), timeout_seconds=WRITE_SECONDS)
+        batch = (b"[%b]" % b",".join(rows)).decode()
+        await db.execute(INSERT_REQUESTS, batch, timeout_seconds=WRITE_SECONDS, op="history")
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
         cause = type(error).__name__
         raise RowsRefused(f"The history refuses a batch of {len(rows)} requests: {cause}.") from error

@@ -1,17 +1,13 @@
 """
-Every metric there is: name, type, labels, help, buckets. And the plain integers behind them.
+Every metric there is: name, type, labels, help, buckets.
 
-Dashboards depend on this table. A value lives in a slot that the path adds to; `prometheus_client` sees it only when
-somebody scrapes. Time is kept in nanoseconds and money in nano-dollars; `divisor` turns them into the base unit.
+Dashboards and alert rules depend on this table, and docs/metrics.md is written from it. Time is kept in nanoseconds and
+money in nano-dollars; `divisor` turns them into the base unit.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
-
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 NANO = 1_000_000_000
 
@@ -81,7 +77,7 @@ FAMILIES: tuple[Family, ...] = (
     _seconds("strata_upstream_duration_seconds", "deployment provider", "How long one call took.", *_DURATION),
     _counter("strata_retries_total", "model reason", "Further attempts of a request, by what failed before."),
     _counter("strata_fallbacks_total", "model to", "Requests that went on to another model."),
-    _gauge("strata_deployment_up", "deployment provider", "0 while a deployment rests or is drained."),
+    _gauge("strata_deployment_up", "deployment provider", "0 while a deployment rests."),
     _counter("strata_deployment_cooldowns_total", "deployment provider reason", "How often a deployment went to rest."),
     _gauge(
         "strata_upstream_ratelimit_remaining_ratio",
@@ -94,7 +90,6 @@ FAMILIES: tuple[Family, ...] = (
     _counter("strata_cache_write_tokens_total", "model provider", "Prompt tokens written to a provider's cache."),
     _counter("strata_reasoning_tokens_total", "model provider", "Completion tokens spent on reasoning."),
     _counter("strata_cost_usd_total", "model provider", "What the calls cost, in US dollars.", NANO),
-    _counter("strata_saved_usd_total", "model", "What the response cache saved, in US dollars.", NANO),
     _counter(
         "strata_unpriced_requests_total", "model provider", "Calls whose price is unknown; they count as no cost."
     ),
@@ -109,15 +104,27 @@ FAMILIES: tuple[Family, ...] = (
     _counter(
         "strata_limits_alone_total", "", "Requests let pass by a process's own part of a limit, for want of Redis."
     ),
-    _counter("strata_cache_requests_total", "model result", "Response cache look-ups: hit, miss, bypass or error."),
-    _gauge("strata_config_last_reload_successful", "", "1 if the last load of the configuration succeeded."),
-    _gauge("strata_config_last_reload_success_timestamp_seconds", "", "When a configuration was last taken over."),
-    _gauge("strata_config_restart_pending", "", "1 if a changed setting needs a restart."),
+    _counter("strata_limits_asked_total", "", "Questions to Redis about a limit that a request waited for."),
+    _gauge("strata_limits_processes", "", "How many processes share the limits, as Redis said last."),
+    _counter("strata_redis_late_total", "", "Connections to Redis ended because an answer was late."),
+    _gauge("strata_config_last_reload_success_timestamp_seconds", "", "When the configuration in force was loaded."),
     _gauge("strata_config_info", "hash", "1 for the configuration in force."),
     _gauge("strata_build_info", "version python", "1 for this build."),
     _seconds("strata_event_loop_lag_seconds", "", "How late the event loop wakes up.", *_SHORT),
-    _seconds("strata_db_query_duration_seconds", "op", "How long Postgres took.", *_SHORT),
+    _seconds(
+        "strata_db_query_duration_seconds",
+        "op",
+        "How long Postgres took, the wait for a connection included, failures too.",
+        *_SHORT,
+    ),
     _gauge("strata_db_pool_connections", "state", "Connections to Postgres: idle or used."),
+    _counter("strata_db_listen_failures_total", "", "Connections for Postgres' notices that were lost or refused."),
+    _gauge("strata_connections_open", "", "Connections of clients."),
+    _gauge(
+        "strata_upstream_connections",
+        "provider state",
+        "Connections to a provider: active or idle; waiting are requests that wait for one.",
+    ),
     _gauge("strata_dependency_up", "dependency", "1 if the last use of a dependency worked."),
     _gauge("strata_ledger_queue_depth", "", "Usage records in the journal that are not yet in Postgres."),
     _gauge("strata_ledger_write_lag_seconds", "", "Age of the oldest usage record that is not yet in Postgres."),
@@ -126,10 +133,24 @@ FAMILIES: tuple[Family, ...] = (
     _counter("strata_ledger_settled_total", "", "Of these, settled: dispatched = settled + open, always."),
     _gauge("strata_ledger_open_attempts", "", "Attempts in the journal that are sent and not settled yet."),
     _counter("strata_ledger_shipped_total", "", "Usage records that this process has brought to Postgres."),
+    _counter("strata_ledger_adopted_total", "", "Journals of dead processes that this one has brought to Postgres."),
+    _gauge("strata_journal_kept_in_memory", "", "Journal records that no disk has taken yet."),
+    _counter("strata_journal_sync_failures_total", "", "Times that the disk did not confirm the journal."),
     _counter("strata_ledger_orphans_total", "", "Attempts of dead processes that were billed by an estimate."),
     _counter("strata_budget_overrun_usd_total", "", "What answers cost beyond the money set aside for them.", NANO),
-    _gauge("strata_budget_stranded_usd", "", "Leased money given back without an answer from Postgres.", NANO),
+    _counter("strata_budget_stranded_usd_total", "", "Leases given back without an answer from Postgres.", NANO),
     _counter("strata_budget_failures_total", "", "Sweeps of idle budget leases that failed."),
+    _gauge("strata_keys_known", "", "Virtual keys in this process's memory."),
+    _gauge("strata_keys_stale", "", "1 while what is known of keys is too old to be believed."),
+    _counter("strata_key_lookups_total", "", "Single keys looked up in Postgres, since they were not in memory."),
+    _counter(
+        "strata_snapshot_failures_total",
+        "snapshot",
+        "Times that keys, budgets, provider keys or an issuer's signing keys could not be read anew.",
+    ),
+    _counter("strata_sign_ins_total", "outcome", "Passwords given: ok, refused, or too_often."),
+    _counter("strata_passwords_hashed_total", "", "Passwords hashed, to check or to save them."),
+    _gauge("strata_passwords_waiting", "", "Passwords that are being hashed or wait for it; 32 at most."),
     _gauge(
         "strata_provider_keys",
         "state",
@@ -138,104 +159,9 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("strata_history_queue_depth", "", "Finished requests that are not yet in the history."),
     _counter("strata_history_written_total", "", "Requests written to the history."),
     _counter("strata_history_dropped_total", "", "Requests left out of the history, for want of room or of Postgres."),
+    _gauge("strata_price_list_timestamp_seconds", "", "The day of the price list that came with this build."),
     _counter("strata_alerts_sent_total", "channel outcome", "Alerts by channel: sent or failed."),
     _counter("strata_task_failures_total", "task", "Background tasks that failed and were started again."),
     _counter("strata_log_lines_dropped_total", "", "Request log lines left out because the output was too slow."),
     _counter("strata_metric_label_overflow_total", "label", "Label values folded into _other."),
 )
-
-
-class Cell:
-    """The value of one counter or gauge."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: int | float = 0
-
-
-class Distribution:
-    """The value of one histogram: observations by bucket (the last one has no upper bound), and their sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[int, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0
-
-    def observe(self, value: int) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-
-class Scalars:
-    """All values of one counter or gauge, by label values."""
-
-    __slots__ = ("cells", "family")
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.cells: dict[tuple[str, ...], Cell] = {}
-
-    def cell(self, *values: str) -> Cell:
-        found = self.cells.get(values)
-        if found is None:
-            found = self.cells[values] = Cell()
-        return found
-
-    def collect(self) -> Metric:
-        name, kind, labels, text, divisor, _ = self.family
-        family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(name, text, labels=labels)
-        # list() of a dict is one step under the GIL: the loop may add series while a thread renders
-        for values, cell in list(self.cells.items()):
-            family.add_metric(values, cell.value / divisor if divisor != 1 else cell.value)
-        return family
-
-
-class Distributions:
-    """All values of one histogram, by label values."""
-
-    __slots__ = ("bounds", "cells", "family", "names")
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.bounds = tuple(round(bound * family.divisor) for bound in family.buckets)
-        self.names = (*(str(float(bound)) for bound in family.buckets), "+Inf")
-        self.cells: dict[tuple[str, ...], Distribution] = {}
-
-    def cell(self, *values: str) -> Distribution:
-        found = self.cells.get(values)
-        if found is None:
-            found = self.cells[values] = Distribution(self.bounds)
-        return found
-
-    def collect(self) -> Metric:
-        family = HistogramMetricFamily(self.family.name, self.family.help, labels=self.family.labels)
-        for values, cell in list(self.cells.items()):
-            running = 0
-            buckets: list[tuple[str, float]] = []
-            for name, count in zip(self.names, cell.counts, strict=True):
-                running += count
-                buckets.append((name, running))
-            family.add_metric(values, buckets, cell.total / self.family.divisor)
-        return family
-
-
-class Store:
-    """Every family with its values; a `prometheus_client` collector."""
-
-    def __init__(self, families: Iterable[Family] = FAMILIES) -> None:
-        self.scalars: dict[str, Scalars] = {}
-        self.distributions: dict[str, Distributions] = {}
-        for family in families:
-            if family.kind == "histogram":
-                self.distributions[family.name] = Distributions(family)
-            else:
-                self.scalars[family.name] = Scalars(family)
-
-    def collect(self) -> Iterator[Metric]:
-        for scalars in self.scalars.values():
-            yield scalars.collect()
-        for distributions in self.distributions.values():
-            yield distributions.collect()

@@ -9,15 +9,20 @@ from __future__ import annotations
 from proxy.config import Config
 from proxy.errors import ERROR_TYPES
 from proxy.exchange import Exchange
-from proxy.telemetry.families import Cell, Scalars
+from proxy.telemetry.cells import Cell, Scalars
 
 OTHER = "_other"
 NO_PROVIDER = "none"
-CACHE_PROVIDER = "cache"
 OUTCOMES = ERROR_TYPES | {"", "ok"}
 SCOPES = frozenset({"key", "user", "team", "model", "provider", "global"})
 LIMITS = frozenset({"rpm", "tpm", "concurrency", "budget"})
-CACHE_RESULTS = frozenset({"hit", "miss", "bypass", "error"})
+LIMITED = tuple(
+    sorted(
+        {(scope, limit) for scope in SCOPES - {"provider"} for limit in LIMITS - {"budget"}}
+        | {(scope, "budget") for scope in SCOPES - {"model"}}
+    )
+)
+"""Which limits there are for whom."""
 CODES = {status: str(status) for status in range(100, 600)}
 
 _SEATS = 64
@@ -49,7 +54,7 @@ class Labels:
     def __init__(self, overflow: Scalars) -> None:
         self._overflow = overflow
         self.models: frozenset[str] = frozenset()
-        self.providers: frozenset[str] = frozenset({NO_PROVIDER, CACHE_PROVIDER})
+        self.providers: frozenset[str] = frozenset({NO_PROVIDER})
         self.deployments: dict[tuple[str, str], str] = {}
         self._patterns: list[tuple[str, str, str]] = []
         self._model_patterns: list[tuple[str, str]] = []
@@ -58,12 +63,10 @@ class Labels:
         self.budgets = self._seats("name")
         self.windows = self._seats("window")
         self.operations = self._seats("op")
-        self.states = self._seats("state")
-        self.dependencies = self._seats("dependency")
         self.channels = self._seats("channel")
         self.tasks = self._seats("task")
         self.provider_limits = self._seats("limit")
-        for label in ("model", "provider", "deployment", "reason", "error_type", "scope", "result"):
+        for label in ("model", "provider", "deployment", "reason", "error_type", "scope"):
             overflow.cell(label)
 
     def _seats(self, label: str) -> Seats:

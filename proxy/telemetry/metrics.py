@@ -1,15 +1,16 @@
 """
 Writes the metrics that `families` declares: `record` for a finished request, `record_attempt` for a settled one.
 
-Every label value comes from the configuration or a closed list; anything else is `_other`, and counted. All methods but
-`render` belong to the event loop's thread and cost a few dictionary look-ups.
+Every label value comes from the configuration or a closed list; anything else is `_other`, and counted. All methods
+belong to the event loop's thread, and all but `pages` cost a few dictionary look-ups.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -19,8 +20,10 @@ from proxy import __version__
 from proxy.config import Config
 from proxy.errors import ERROR_TYPES
 from proxy.exchange import Attempt, Exchange
-from proxy.telemetry.families import NANO, Cell, Distribution, Store
-from proxy.telemetry.labels import CACHE_RESULTS, CODES, LIMITS, NO_PROVIDER, OTHER, OUTCOMES, SCOPES, Labels
+from proxy.telemetry.cells import Cell, Distribution, Store
+from proxy.telemetry.exposition import slices
+from proxy.telemetry.families import NANO
+from proxy.telemetry.labels import CODES, LIMITED, LIMITS, NO_PROVIDER, OTHER, OUTCOMES, SCOPES, Labels
 
 FIRST_ENDPOINT = "chat"
 """The endpoint whose series start at zero."""
@@ -73,19 +76,15 @@ class Metrics:
         self._clock_ns = clock_ns
         self._wall_clock = wall_clock
         self._store = Store()
-        self.registry = CollectorRegistry()
-        self.registry.register(self._store)  # a collector by shape: it has collect()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self._process = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._process)
         self._labels = Labels(self._store.scalars["strata_metric_label_overflow_total"])
         self._request_cells: dict[tuple[str, str, str, int, str, bool], _RequestCells] = {}
         self._attempt_cells: dict[tuple[str, str, str, str, str], _AttemptCells] = {}
         self._key_requests = self._store.scalars["strata_key_requests_total"].cell
         self._in_flight: dict[str, Cell] = {}
-        for scalars in self._store.scalars.values():
-            if not scalars.family.labels:
-                scalars.cell()
+        self._start_at_zero()
         self._lag = self._histogram("strata_event_loop_lag_seconds")
         self._scalar("strata_build_info", __version__, platform.python_version()).value = 1
         self.configure(config or Config())
@@ -104,6 +103,8 @@ class Metrics:
                 live.add((deployment.name, provider))
             for to in model.fallbacks:
                 self._scalar("strata_fallbacks_total", model.name, self._labels.known_model(to))
+        for channel, outcome in itertools.product(config.alerts.channels, ("sent", "failed")):
+            self._scalar("strata_alerts_sent_total", self._labels.channels.take(channel.name), outcome)
         for key in config.keys.static:
             name = self._labels.keys.take(key.name)
             self._key_requests(name, "ok")
@@ -134,13 +135,15 @@ class Metrics:
         cells = self._request_cells.get(key) or self._bind_request(*key)
         cells.requests.value += 1
         duration_ns = ended_ns - exchange.started_ns
-        cells.duration.observe(duration_ns)
+        cells.duration.observe_of(duration_ns, exchange.request_id, exchange.started_at_ms)
         overhead_ns = duration_ns - exchange.upstream_wait_ns
         cells.overhead.observe(overhead_ns if overhead_ns > 0 else 0)
         if served is not None and cells.first_token is not None and cells.per_token is not None:
             first_ns = served.first_event_ns
             if first_ns:
-                cells.first_token.observe(first_ns - exchange.started_ns)
+                cells.first_token.observe_of(
+                    first_ns - exchange.started_ns, exchange.request_id, exchange.started_at_ms
+                )
                 tokens = served.usage.completion if served.usage is not None else 0
                 if tokens > 1:
                     cells.per_token.observe(((served.ended_ns or ended_ns) - first_ns) // (tokens - 1))
@@ -189,11 +192,13 @@ class Metrics:
         reason = self._labels.closed("reason", reason, ERROR_TYPES)
         self._scalar("strata_deployment_cooldowns_total", *labels, reason).value += 1
 
-    def set_ratelimit_remaining(self, deployment: str, provider: str, limit: str, ratio: float) -> None:
-        labels = self._deployment_labels(deployment, provider)
-        self._scalar(
-            "strata_upstream_ratelimit_remaining_ratio", *labels, self._labels.provider_limits.take(limit)
-        ).value = ratio
+    def set_ratelimits(self, remaining: Iterable[tuple[str, str, str, float]]) -> None:
+        """All that is known now: deployment, provider, limit, and what is left of it, 0 to 1."""
+        gauge = self._store.scalars["strata_upstream_ratelimit_remaining_ratio"]
+        gauge.cells.clear()
+        for deployment, provider, limit, ratio in remaining:
+            labels = self._deployment_labels(deployment, provider)
+            gauge.cell(*labels, self._labels.provider_limits.take(limit)).value = ratio
 
     def count_retry(self, model: str, reason: str) -> None:
         reason = self._labels.closed("reason", reason, ERROR_TYPES)
@@ -207,55 +212,16 @@ class Metrics:
         scope, limit = self._labels.closed("scope", scope, SCOPES), self._labels.closed("limit", limit, LIMITS)
         self._scalar("strata_rate_limited_total", scope, limit).value += 1
 
-    def set_limits(self, *, alone: int) -> None:
-        """The total since the start."""
-        self._scalar("strata_limits_alone_total").value = alone
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """
+        What another part counts by itself: a gauge, or the total of a counter since the start. Names and labels are
+        those of `families`; money is in nano-dollars. The labels must be of a closed list, or have been folded.
+        """
+        self._scalar(name, *labels).value = value
 
-    def count_cache(self, model: str, result: str, saved_nano_usd: int = 0) -> None:
-        """`result`: hit, miss, bypass or error."""
-        model = self._labels.known_model(model)
-        result = self._labels.closed("result", result, CACHE_RESULTS)
-        self._scalar("strata_cache_requests_total", model, result).value += 1
-        if saved_nano_usd:
-            self._scalar("strata_saved_usd_total", model).value += saved_nano_usd
-
-    def set_ledger(self, depth: int, lag_seconds: float, dropped: int) -> None:
-        """`dropped` is the total since the start."""
-        self._scalar("strata_ledger_queue_depth").value = depth
-        self._scalar("strata_ledger_write_lag_seconds").value = lag_seconds
-        self._scalar("strata_ledger_dropped_total").value = dropped
-
-    def set_attempts(self, *, dispatched: int, settled: int, open_now: int, shipped: int, orphans: int) -> None:
-        """All but `open_now` are totals since the start; `dispatched` is `settled + open_now`, or the bill is wrong."""
-        self._scalar("strata_ledger_dispatched_total").value = dispatched
-        self._scalar("strata_ledger_settled_total").value = settled
-        self._scalar("strata_ledger_open_attempts").value = open_now
-        self._scalar("strata_ledger_shipped_total").value = shipped
-        self._scalar("strata_ledger_orphans_total").value = orphans
-
-    def set_leases(self, *, overrun_nano_usd: int, stranded_nano_usd: int, failures: int) -> None:
-        """Totals since the start."""
-        self._scalar("strata_budget_overrun_usd_total").value = overrun_nano_usd
-        self._scalar("strata_budget_stranded_usd").value = stranded_nano_usd
-        self._scalar("strata_budget_failures_total").value = failures
-
-    def set_provider_keys(self, known: int, attention: int) -> None:
-        """How many there are beside the operator's own, and how many of them cannot be opened."""
-        self._scalar("strata_provider_keys", "usable").value = max(0, known - attention)
-        self._scalar("strata_provider_keys", "attention").value = attention
-
-    def set_history(self, depth: int, written: int, dropped: int) -> None:
-        """`written` and `dropped` are totals since the start."""
-        self._scalar("strata_history_queue_depth").value = depth
-        self._scalar("strata_history_written_total").value = written
-        self._scalar("strata_history_dropped_total").value = dropped
-
-    def set_log_dropped(self, dropped: int) -> None:
-        """`dropped` is the total since the start."""
-        self._scalar("strata_log_lines_dropped_total").value = dropped
-
-    def set_dependency(self, name: str, up: bool) -> None:
-        self._scalar("strata_dependency_up", self._labels.dependencies.take(name)).value = int(up)
+    def start_at_zero(self, name: str, *labels: str) -> None:
+        """Shows a series before it is counted for the first time, so that its first increment is seen as one."""
+        self._scalar(name, *labels)
 
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(int(seconds * NANO))
@@ -263,9 +229,6 @@ class Metrics:
     def observe_query(self, op: str, seconds: float) -> None:
         op = self._labels.operations.take(op)
         self._histogram("strata_db_query_duration_seconds", op).observe(int(seconds * NANO))
-
-    def set_pool(self, state: str, connections: int) -> None:
-        self._scalar("strata_db_pool_connections", self._labels.states.take(state)).value = connections
 
     def set_budget(
         self,
@@ -299,25 +262,38 @@ class Metrics:
     def count_task_failure(self, task: str) -> None:
         self._scalar("strata_task_failures_total", self._labels.tasks.take(task)).value += 1
 
-    def config_loaded(self, hash: str, *, restart_pending: bool = False) -> None:
+    def config_loaded(self, hash: str) -> None:
         info = self._store.scalars["strata_config_info"]
         info.cells.clear()
         info.cell(hash).value = 1
-        self._scalar("strata_config_last_reload_successful").value = 1
         self._scalar("strata_config_last_reload_success_timestamp_seconds").value = self._wall_clock()
-        self._scalar("strata_config_restart_pending").value = int(restart_pending)
 
-    def config_failed(self) -> None:
-        """A reload was refused; the old configuration stays."""
-        self._scalar("strata_config_last_reload_successful").value = 0
-
-    def render(self, accept: str = "") -> tuple[bytes, str]:
+    def pages(self, accept: str = "") -> tuple[Iterator[bytes], str]:
         """
-        The exposition and its content type: OpenMetrics if `accept` asks for it, else Prometheus' text format. Takes
-        milliseconds: call it in a thread.
+        The exposition in slices, and its content type: OpenMetrics if `accept` asks for it, else Prometheus' text
+        format. Each slice takes well under a millisecond: give way to others between two.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        openmetrics = "openmetrics" in content_type
+
+        def sliced() -> Iterator[bytes]:
+            for text in slices(self._store, openmetrics=openmetrics):
+                yield text.encode()
+            yield encode(self._process)
+
+        return sliced(), content_type
+
+    def _start_at_zero(self) -> None:
+        """What needs no configuration to be known."""
+        for scalars in self._store.scalars.values():
+            if not scalars.family.labels:
+                scalars.cell()
+        for distributions in self._store.distributions.values():
+            if not distributions.family.labels:
+                distributions.cell()
+        self._scalar("strata_requests_in_flight", FIRST_ENDPOINT)
+        for scope, limit in LIMITED:
+            self._scalar("strata_rate_limited_total", scope, limit)
 
     def _scalar(self, name: str, *labels: str) -> Cell:
         return self._store.scalars[name].cell(*labels)

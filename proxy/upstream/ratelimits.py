@@ -20,6 +20,7 @@ _NATIVE = re.compile(rb"[a-z]+-ratelimit-(requests|tokens|input-tokens|output-to
 _PLAIN = re.compile(rb"[A-Za-z0-9.:+-]{1,40}")
 _ALL_SHORT = re.compile(rb"[A-SU-Za-z0-9.:+-]{1,40}(?:\n[A-SU-Za-z0-9.:+-]{1,40})*")
 """Plain values in lines; a moment, which has to be turned into a duration, has a T."""
+_WHOLE = re.compile(rb"[0-9]{1,15}")
 MAX_KNOWN = 256
 MAX_NAMES = 64
 _SPELLINGS = {b"req-minute": b"requests", b"tokens-minute": b"tokens"}
@@ -96,3 +97,23 @@ def _duration(moment: bytes, now_seconds: float) -> bytes:
         return b""
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return format_reset(max(0.0, at.timestamp() - now_seconds)).encode("ascii")
+
+
+def shares_left(fields: Mapping[bytes, bytes]) -> dict[str, float]:
+    """By kind of limit (`requests`, `tokens`, `input_tokens` …): what is left of it, 0 to 1."""
+    numbers: dict[tuple[bytes, bytes], float] = {}
+    for name, value in fields.items():
+        lower = name.lower()
+        if found := _OPENAI.fullmatch(lower):
+            what, kind = found[1], _SPELLINGS.get(found[2], found[2])
+        elif found := _NATIVE.fullmatch(lower):
+            what, kind = found[2], found[1]
+        else:
+            continue
+        if _WHOLE.fullmatch(value):
+            numbers[what, kind] = int(value)
+    return {
+        kind.decode().replace("-", "_"): min(1.0, numbers[b"remaining", kind] / limit)
+        for (what, kind), limit in numbers.items()
+        if what == b"limit" and limit > 0 and (b"remaining", kind) in numbers
+    }

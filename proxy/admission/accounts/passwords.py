@@ -43,6 +43,11 @@ class Passwords:
         self._nobodys = ""
         self.hashed_total = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many are being hashed, or wait for their turn."""
+        return len(self._hashing)
+
     async def hash(self, password: str) -> str:
         """GatewayFault if too many wait already."""
         return await self._take_turn(lambda: self._derive(_bytes(password)))

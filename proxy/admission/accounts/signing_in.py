@@ -36,6 +36,8 @@ from proxy.storage.sessions import open_session, rotate, sign_out
 Registration = Literal["first", "invite", "open", "closed"]
 """`first`: the admin alone; `invite`: whoever an admin has invited, too; `open`: everybody; `closed`: nobody."""
 
+Outcome = Literal["ok", "refused", "too_often"]
+
 
 class Opened(msgspec.Struct, frozen=True):
     """What a client gets. `user_id`, since a refresh knows no more of its user."""
@@ -66,6 +68,8 @@ class SigningIn:
         self._session_ttl_seconds = session_ttl_seconds
         self._registration = registration
         self._wall_clock = wall_clock
+        self.outcomes: dict[Outcome, int] = {"ok": 0, "refused": 0, "too_often": 0}
+        """Passwords given since the start, by what came of it."""
 
     async def log_in(self, email: str, password: str, address: str) -> Opened:
         """Unauthenticated, the same for every reason; PolicyError 429 after too many of them."""
@@ -159,11 +163,14 @@ class SigningIn:
         subjects = self._subjects(email, address)
         wait_seconds = await take_attempt(self._database, subjects)
         if wait_seconds > 0:
+            self.outcomes["too_often"] += 1
             raise _too_often(wait_seconds)
         account = await find_account(self._database, email)
         right = await self._passwords.verify(password, account.password_hash if account else None)
         if account is None or not right or account.disabled:
+            self.outcomes["refused"] += 1
             raise Unauthenticated("The e-mail address or the password is wrong.", code="wrong_credentials")
+        self.outcomes["ok"] += 1
         await forgive(self._database, subjects[0], subjects[1:])
         return account
 
