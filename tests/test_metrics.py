@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from proxy.config import Config, Deployment, Keys, Model, Provider, Secret, StaticKey
 from proxy.config import Metrics as MetricsConfig
+from proxy.edge.ops import Ops
 from proxy.errors import CallerError, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, Usage
 from proxy.telemetry.cells import Distribution, Store
@@ -394,6 +397,21 @@ def test_a_page_is_whole_though_requests_are_counted_between_its_slices(metrics:
                 count(more)
         assert len(parts) > 3
         assert {"strata_requests", "strata_request_duration_seconds"} <= set(_families(b"".join(parts), accept))
+
+
+async def test_a_scrape_gives_way_to_others_after_each_slice(metrics: Metrics, clock: Clock) -> None:
+    for number in range(300):
+        exchange = exchange_of(clock)
+        exchange.endpoint, exchange.status = f"e{number % 50}", 100 + number
+        metrics.record(exchange)
+    ops = Ops(ready=lambda: True, degraded=list, scrape=metrics.pages, token=None)
+    scrape = asyncio.create_task(ops.metrics(Request({"type": "http", "headers": []})))
+    turns = 0
+    while not scrape.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > len(list(metrics.pages()[0])) > 3
+    assert bytes((await scrape).body).count(b"\nstrata_requests_total{") >= 300
 
 
 def test_a_bucket_names_the_last_request_that_fell_into_it(metrics: Metrics, clock: Clock) -> None:

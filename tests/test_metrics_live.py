@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from proxy.admission.keys import new_key
 from proxy.telemetry.families import FAMILIES
+from tests.conftest import needs
 from tests.gateway import Gateway, OracleProcess
 from tests.metrics_page import TARGET, table
 from tests.oracle import marker
@@ -148,6 +150,15 @@ def test_every_metric_tells_something_or_is_quiet_for_a_reason(site: Site) -> No
     assert missing == set()
     assert _names() - site.shown == set()
     assert QUIET.keys() <= _names()
+
+
+@pytest.mark.needs("promtool")
+def test_prometheus_finds_nothing_wrong_with_the_page(site: Site) -> None:
+    body = site.gateway.get("/metrics")[1]
+    done = subprocess.run(
+        [needs("promtool"), "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_what_was_admitted_is_a_row_or_in_flight_on_every_page(site: Site) -> None:
