@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -13,10 +14,10 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
-from proxy.config import Config, Deployment, Keys, Model, Provider, Secret, StaticKey
+from proxy.config import Alerts, Config, Deployment, Keys, Model, Provider, Secret, StaticKey, Webhook
 from proxy.config import Metrics as MetricsConfig
 from proxy.edge.ops import Ops
-from proxy.errors import CallerError, UpstreamError
+from proxy.errors import CallerError, Unauthenticated, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, Usage
 from proxy.telemetry.cells import Distribution, Store
 from proxy.telemetry.exposition import SLICE_LINES, slices
@@ -49,6 +50,7 @@ CONFIG = Config(
     models={model.name: model for model in (FAST, SLOW, ANY)},
     metrics=MetricsConfig(max_keys=3),
     keys=Keys(static=(StaticKey(name="ci", key=Secret("sk-strata-static")),)),
+    alerts=Alerts(channels=(Webhook(name="ops", url=Secret("http://127.0.0.1:9/")),)),
 )
 
 
@@ -226,6 +228,25 @@ def test_everything_the_configuration_names_starts_at_zero(metrics: Metrics) -> 
     assert value(metrics, "strata_deployment_up", deployment="acme/a-1", provider="acme") == 1
     assert value(metrics, "strata_key_requests_total", key="ci", result="ok") == 0
     assert value(metrics, "strata_ledger_dropped_total") == 0
+    for outcome in ("sent", "failed"):
+        assert value(metrics, "strata_alerts_sent_total", channel="ops", outcome=outcome) == 0
+    assert value(metrics, "strata_rate_limited_total", scope="team", limit="concurrency") == 0
+    assert value(metrics, "strata_requests_in_flight", endpoint="chat") == 0
+    assert value(metrics, "strata_event_loop_lag_seconds_count") == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "let_in"),
+    [("", False), ("Bearer nope", False), ("of-the-test", False), ("Bearer \xff", False), ("Bearer of-the-test", True)],
+)
+async def test_with_a_token_only_who_sends_it_reads_the_metrics(metrics: Metrics, sent: str, let_in: bool) -> None:
+    ops = Ops(ready=lambda: True, degraded=list, scrape=metrics.pages, token=Secret("of-the-test"))
+    request = Request({"type": "http", "headers": [(b"authorization", sent.encode("latin-1"))]})
+    if let_in:
+        assert (await ops.metrics(request)).status_code == 200
+        return
+    with pytest.raises(Unauthenticated, match=re.escape("Authorization: Bearer <telemetry.metrics.token>")):
+        await ops.metrics(request)
 
 
 def test_keys_beyond_the_limit_share_one_series_and_are_counted(metrics: Metrics, clock: Clock) -> None:
