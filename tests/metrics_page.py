@@ -46,9 +46,11 @@ On every page, to the last one, since both sides are read in one step:
 
     strata_ledger_dispatched_total == strata_ledger_settled_total + strata_ledger_open_attempts
 
-What was admitted to a provider is a row or is still in flight. Every row reaches Postgres: once
-`strata_ledger_queue_depth` is 0, `strata_ledger_settled_total` of a process that has adopted no other's journal is
-`strata_ledger_shipped_total`, and `strata_ledger_dropped_total` is always 0.
+What was admitted to a provider is a row or is still in flight. And every row reaches Postgres:
+`strata_ledger_dropped_total` is always 0; once `strata_ledger_queue_depth` is 0, `strata_ledger_settled_total` is
+`strata_ledger_shipped_total`, in a process that has adopted no other's journal and has lost no answer of Postgres.
+`strata ledger verify` looks at the rows themselves. `UsageUnbalanced` and `UsageLost` of
+[`grafana/rules.yaml`](../grafana/rules.yaml) watch both.
 
 ## Several gateways
 
