@@ -19,7 +19,7 @@ from proxy.telemetry.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "proxy"
-SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
+SOURCES = sorted(path for folder in ("proxy", "bench", "grafana") for path in (ROOT / folder).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 OWNERS = {
