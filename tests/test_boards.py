@@ -149,6 +149,17 @@ def test_boards_ask_only_for_metrics_and_labels_that_there_are() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_names_of_series_are_of_labels_that_they_have(name: str) -> None:
+    for panel in panels_of(read(name)):
+        for target in panel["targets"]:
+            text = target.get("expr", "")
+            named = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
+            grouped = GROUPED.search(text)
+            there = set(re.findall(r"\w+", grouped[1])) if grouped else {"instance"}
+            assert named <= there, f"{panel['title']}: {named - there}"
+
+
 def test_every_metric_is_on_a_board() -> None:
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for query in PROMQL for name in names_in(query.text)}
     assert [family.name for family in FAMILIES if family.name not in shown] == []
