@@ -77,7 +77,7 @@ SPEND: tuple[Panel, ...] = (
         "$ an hour by model, ten dearest",
         "Where the money goes. A click shows the model's requests.",
         "currencyUSD",
-        Ask("topk(10, sum by (model) (rate(strata_cost_usd_total{$SMP}[$W])) * 3600)", "{{model}}"),
+        Ask("topk(10, sum by (model) (rate(strata_cost_usd_total{$SMP}[$W])) * 3600 > 0)", "{{model}}"),
         width=16,
         stacked=True,
         link=logs_link(model="${__field.labels.model}"),
@@ -96,6 +96,7 @@ SPEND: tuple[Panel, ...] = (
         "time() - min(strata_price_list_timestamp_seconds{$S})",
         steps=bad_above(90 * 86_400, 180 * 86_400),
         width=3,
+        height=8,
     ),
 )
 
@@ -208,7 +209,7 @@ EXACT: tuple[Panel, ...] = (
         "The fifty that cost most in the range. A click on one shows it in the console.",
         "SELECT started_at, request_id, key_name, model, provider, attempts, duration_ms, cost_usd"
         " FROM grafana.requests WHERE $__timeFilter(started_at) AND model ~ '^${model:regex}$'"
-        " ORDER BY cost_usd DESC LIMIT 50",
+        " AND cost_usd > 0 ORDER BY cost_usd DESC LIMIT 50",
         columns=(
             Column("started_at", "Began", "dateTimeAsIso"),
             Column("request_id", "Request", "string", logs_link(request="${__data.fields.Request}")),

@@ -40,6 +40,7 @@ HEALTH: tuple[Panel, ...] = (
         "s",
         "time() - max(strata_config_last_reload_success_timestamp_seconds{$S})",
         runbook="config-drift",
+        height=8,
     ),
     states(
         "What it depends on",
@@ -114,6 +115,7 @@ LIMITS: tuple[Panel, ...] = (
         "short",
         "max(strata_limits_processes{$S})",
         runbook="redis-away",
+        height=8,
     ),
     stat(
         "Redis was late",
@@ -122,6 +124,7 @@ LIMITS: tuple[Panel, ...] = (
         "sum(increase(strata_redis_late_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
         runbook="redis-away",
+        height=8,
     ),
     stat(
         "Keys too old to be believed",
@@ -130,12 +133,14 @@ LIMITS: tuple[Panel, ...] = (
         "sum(strata_keys_stale{$S})",
         steps=BAD_ABOVE_ZERO,
         runbook="keys-stale",
+        height=8,
     ),
     stat(
         "Keys known",
         "Virtual keys in memory, in the process that knows most.",
         "short",
         "max(strata_keys_known{$S})",
+        height=8,
     ),
     lines(
         "Keys looked up in Postgres",

@@ -96,6 +96,7 @@ REFUSALS: tuple[Panel, ...] = (
         "currencyUSD",
         "sum(increase(strata_budget_overrun_usd_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
+        height=8,
         runbook="budget-nearly-spent",
     ),
     stat(
@@ -104,6 +105,7 @@ REFUSALS: tuple[Panel, ...] = (
         "currencyUSD",
         "sum(increase(strata_budget_stranded_usd_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
+        height=8,
         runbook="database-away",
     ),
     stat(
@@ -113,6 +115,7 @@ REFUSALS: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_budget_failures_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
+        height=8,
         runbook="database-away",
     ),
 )

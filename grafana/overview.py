@@ -116,8 +116,8 @@ ERRORS: tuple[Panel, ...] = (
     table(
         "Errors by type",
         "Which errors clients got, how often in the range. A click on a type shows the requests.",
-        'sort_desc(sum by (error_type, code, model) (increase(strata_requests_total{$SMP,error_type!=""}[$__range]))'
-        " > 0)",
+        "sort_desc(round(sum by (error_type, code, model) "
+        '(increase(strata_requests_total{$SMP,error_type!=""}[$__range]))) > 0)',
         columns=(
             Column("error_type", "Error", "string", logs_link(error_type="${__data.fields.Error}")),
             Column("code", "Status", "string"),

@@ -106,6 +106,7 @@ class Board(NamedTuple):
 
 Steps = tuple[tuple[float | None, str], ...]
 
+_PLAIN: tuple[Steps, Steps] = ((None, "text"),), ((None, "blue"),)
 BAD_ABOVE_ZERO: Steps = ((None, "green"), (0.000001, "red"))
 ODD_ABOVE_ZERO: Steps = ((None, "green"), (0.000001, "orange"))
 
@@ -122,9 +123,11 @@ def _asks(queries: tuple[str | Ask, ...]) -> tuple[Ask, ...]:
     return tuple(query if isinstance(query, Ask) else Ask(query) for query in queries)
 
 
-def stat(title: str, says: str, unit: str, query: str, *, steps: Steps = (), width: int = 4, **more: Any) -> Panel:
+def stat(
+    title: str, says: str, unit: str, query: str, *, steps: Steps = (), width: int = 4, height: int = 4, **more: Any
+) -> Panel:
     """One number, of the whole range of time unless the query says otherwise."""
-    return Panel("stat", title, says, unit, (Ask(query),), width, 4, steps=steps, instant=True, **more)
+    return Panel("stat", title, says, unit, (Ask(query),), width, height, steps=steps, instant=True, **more)
 
 
 def lines(title: str, says: str, unit: str, *queries: str | Ask, width: int = 12, **more: Any) -> Panel:
@@ -225,13 +228,15 @@ def _target(panel: Panel, ask: Ask, letter: str) -> Json:
 
 
 def _defaults(panel: Panel) -> Json:
-    steps = [{"value": value, "color": colour} for value, colour in panel.steps or ((None, "text"),)]
+    steps = [{"value": value, "color": colour} for value, colour in panel.steps or _PLAIN[panel.kind == "bargauge"]]
     made: Json = {
         "unit": panel.unit,
         "thresholds": {"mode": "absolute", "steps": steps},
         "color": {"mode": "thresholds" if panel.kind != "timeseries" else "palette-classic"},
         "custom": {},
     }
+    if panel.kind == "stat" and panel.unit == "short":
+        made["decimals"] = 0  # counts: what increase() makes up between two scrapes is no part of one
     if panel.unit not in ("dateTimeAsIso", "string"):
         made["min"] = 0
     if panel.top is not None:
@@ -240,9 +245,9 @@ def _defaults(panel: Panel) -> Json:
         made["links"] = [_link("Requests in the console", panel.link)]
     if panel.kind == "timeseries":
         made["custom"] = {
-            "drawStyle": "line",
+            "drawStyle": "line" if panel.source == "prometheus" else "bars",
             "lineWidth": 1,
-            "fillOpacity": 25 if panel.stacked else 8,
+            "fillOpacity": 70 if panel.source == "ledger" else 25 if panel.stacked else 8,
             "showPoints": "never",
             "spanNulls": False,
             "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
@@ -261,6 +266,8 @@ def _overrides(panel: Panel) -> list[Json]:
     overrides = []
     for column in panel.columns:
         properties: list[Json] = [{"id": "unit", "value": column.unit}]
+        if column.unit == "short":
+            properties.append({"id": "decimals", "value": 0})
         if column.link:
             properties.append({"id": "links", "value": [_link("Requests in the console", column.link)]})
         overrides.append({"matcher": {"id": "byName", "options": column.title}, "properties": properties})
@@ -271,8 +278,7 @@ def _options(panel: Panel) -> Json:
     reduce: Json = {"calcs": ["lastNotNull"], "fields": "", "values": False}
     match panel.kind:
         case "stat":
-            mode = "background" if panel.steps else "value"
-            return {"reduceOptions": reduce, "colorMode": mode, "graphMode": "none", "textMode": "value"}
+            return {"reduceOptions": reduce, "colorMode": "value", "graphMode": "none", "textMode": "value"}
         case "timeseries":
             return {
                 "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},

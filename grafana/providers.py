@@ -38,6 +38,7 @@ SCOREBOARD: tuple[Panel, ...] = (
             Column("Value #E", "Cost", "currencyUSD"),
         ),
         width=24,
+        height=6,
     ),
 )
 
@@ -76,7 +77,11 @@ FAILURES: tuple[Panel, ...] = (
         "Calls for one request",
         "1 is one call for each request that was routed; more is what retries and fallbacks add, also to the bill.",
         "short",
-        'sum(rate(strata_upstream_attempts_total{$S}[$W])) / sum(rate(strata_requests_total{$S,provider!="none"}[$W]))',
+        Ask(
+            "sum(rate(strata_upstream_attempts_total{$S}[$W]))"
+            ' / sum(rate(strata_requests_total{$S,provider!="none"}[$W]))',
+            "calls",
+        ),
         steps=bad_above(1.2, 2),
     ),
     lines(
@@ -105,6 +110,7 @@ FAILURES: tuple[Panel, ...] = (
             Column("Value", "Requests"),
         ),
         width=24,
+        height=6,
     ),
 )
 

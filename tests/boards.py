@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from grafana.build import BOARDS, FOLDER
+from grafana.preview.asking import filled, panels_of
+
+__all__ = ["FILES", "Query", "filled", "panels_of", "queries", "read", "variables_in"]
 
 FILES = {name: FOLDER / f"{name}.json" for name in BOARDS}
 
@@ -25,14 +28,6 @@ def read(name: str) -> dict[str, Any]:
     return board
 
 
-def panels_of(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """All but the heads of rows, those of collapsed rows too."""
-    found: list[dict[str, Any]] = []
-    for panel in board["panels"]:
-        found += panel["panels"] if panel["type"] == "row" else [panel]
-    return found
-
-
 def queries() -> Iterator[Query]:
     """Those of every panel, and of annotations."""
     for name in FILES:
@@ -44,16 +39,6 @@ def queries() -> Iterator[Query]:
                 yield Query(name, panel["title"], text, target.get("instant", False), ledger)
         for annotation in board["annotations"]["list"]:
             yield Query(name, annotation["name"], annotation["expr"], False, False)
-
-
-def filled(text: str, values: Mapping[str, str]) -> str:
-    """The text with its variables replaced, as Grafana would: `$name`, `${name}`, `${name:format}`."""
-    pattern = re.compile(r"\$(?:\{(?P<braced>\w+)(?::\w+)?\}|(?P<plain>[A-Za-z_]\w*))")
-
-    def value(match: re.Match[str]) -> str:
-        return values.get(match["braced"] or match["plain"], match[0])
-
-    return pattern.sub(value, text)
 
 
 def variables_in(text: str) -> set[str]:

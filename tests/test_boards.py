@@ -13,6 +13,7 @@ import pytest
 
 from grafana.build import BOARDS, FOLDER, written
 from grafana.panels import RUNBOOKS, stat
+from grafana.preview.units import shown
 from proxy.telemetry.families import FAMILIES
 from tests.boards import FILES, filled, panels_of, queries, read, variables_in
 from tests.conftest import needs
@@ -189,3 +190,23 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(rules)} rules found" in done.stdout
     assert not [rule for rule in rules if "$" in re.sub(r'"[^"]*"', "", rule["expr"])]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (0.9991, "percentunit", "99.91 %"),
+        (1_234.5, "currencyUSD", "$1.23 k"),
+        (0.25, "s", "250 ms"),
+        (90, "s", "1.5 min"),
+        (0, "s", "0 s"),
+        (36, "h", "1.5 d"),
+        (450, "ms", "450 ms"),
+        (3, "reqps", "3 req/s"),
+        (2**20, "bytes", "1 MiB"),
+        (None, "short", "–"),
+        ("fast", "short", "fast"),
+    ],
+)
+def test_a_preview_writes_numbers_as_people_do(value: object, unit: str, words: str) -> None:
+    assert shown(value, unit) == words

@@ -6,8 +6,11 @@ strata_grafana, and must bring something to show.
 from __future__ import annotations
 
 import asyncio
+import html
 import math
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,7 @@ import pytest
 from proxy.storage.embedded import find_running
 from tests.boards import FILES, Query, filled, panels_of, queries, read
 from tests.conftest import needs
-from tests.gateway import PRICES, Gateway, OracleProcess
+from tests.gateway import PRICES, ROOT, Gateway, OracleProcess
 from tests.prometheus_server import PrometheusServer
 
 CONFIG = """\
@@ -218,3 +221,17 @@ def test_what_was_sent_is_settled_or_open_at_every_scrape(watched: Watched) -> N
     balance = next(query for query in queries() if query.panel == "Sent, neither settled nor open")
     (series,) = watched.prometheus.over(filled(balance.text, VALUES), RANGE_SECONDS)
     assert len(series["values"]) > 5 and set(numbers(series)) == {0.0}
+
+
+def test_a_preview_draws_every_panel(watched: Watched, tmp_path: Path) -> None:
+    dsn = find_running(Path(watched.gateway.home))
+    command = [sys.executable, "-m", "grafana.preview", "--prometheus", f"http://127.0.0.1:{watched.prometheus.port}"]
+    command += ["--ledger", dsn or "", "--minutes", "2", "--interval", "15s", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in FILES:
+        text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        panels = panels_of(read(name))
+        assert text.count("<section") == len(panels)
+        assert all(html.escape(panel["title"]) in text for panel in panels)
+        assert text.count("No data") == 0, name
