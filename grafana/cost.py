@@ -61,7 +61,7 @@ NOW: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_unpriced_requests_total{$SMP}[$__range])) or vector(0)",
         steps=BAD_ABOVE_ZERO,
-        runbook="unpriced-traffic",
+        runbook="UnpricedTraffic",
     ),
     stat(
         "Calls with estimated tokens",
@@ -168,7 +168,7 @@ EXACT: tuple[Panel, ...] = (
         "SELECT coalesce(sum(unpriced), 0) AS unpriced FROM grafana.usage_hourly WHERE $CHOSEN",
         source="ledger",
         steps=BAD_ABOVE_ZERO,
-        runbook="unpriced-traffic",
+        runbook="UnpricedTraffic",
         width=6,
     ),
     lines(

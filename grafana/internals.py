@@ -32,14 +32,14 @@ HEALTH: tuple[Panel, ...] = (
             Column("hash", "Configuration", "string"),
         ),
         width=12,
-        runbook="config-drift",
+        runbook="ConfigDrift",
     ),
     stat(
         "Configuration in force for",
         "The time since a configuration was last taken over, in the process where it was most recent.",
         "s",
         "time() - max(strata_config_last_reload_success_timestamp_seconds{$S})",
-        runbook="config-drift",
+        runbook="ConfigDrift",
         height=8,
     ),
     states(
@@ -48,7 +48,7 @@ HEALTH: tuple[Panel, ...] = (
         "each process counts its own part of a limit.",
         Ask("min by (dependency) (strata_dependency_up{$S})", "{{dependency}}"),
         width=8,
-        runbook="database-away",
+        runbook="DatabaseAway",
     ),
 )
 
@@ -59,7 +59,7 @@ SATURATION: tuple[Panel, ...] = (
         "short",
         Ask("rate(process_cpu_seconds_total{$S}[$W])", "{{instance}}"),
         steps=bad_above(0.8, 0.95),
-        runbook="event-loop-lag",
+        runbook="EventLoopLate",
     ),
     lines(
         "Memory",
@@ -73,14 +73,14 @@ SATURATION: tuple[Panel, ...] = (
         "s",
         Ask(quantile(0.99, "strata_event_loop_lag_seconds", "$S", by="instance"), "{{instance}}"),
         steps=bad_above(0.05, 0.25),
-        runbook="event-loop-lag",
+        runbook="EventLoopLate",
     ),
     lines(
         "Time in Postgres p95",
         "By what was asked. No request waits for it, but for a budget's first lease and an unknown key.",
         "s",
         Ask(quantile(0.95, "strata_db_query_duration_seconds", "$S", by="op"), "{{op}}"),
-        runbook="database-away",
+        runbook="DatabaseAway",
     ),
     lines(
         "Connections to Postgres",
@@ -88,7 +88,7 @@ SATURATION: tuple[Panel, ...] = (
         "short",
         Ask("sum by (state) (strata_db_pool_connections{$S})", "{{state}}"),
         stacked=True,
-        runbook="database-away",
+        runbook="DatabaseAway",
     ),
     lines(
         "Clients connected",
@@ -107,14 +107,14 @@ LIMITS: tuple[Panel, ...] = (
         Ask("sum(rate(strata_limits_asked_total{$S}[$W]))", "waited"),
         Ask("sum(rate(strata_limits_alone_total{$S}[$W]))", "alone"),
         width=16,
-        runbook="redis-away",
+        runbook="RedisAway",
     ),
     stat(
         "Processes that share the limits",
         "As Redis said last. Fewer than are running: some do not reach it.",
         "short",
         "max(strata_limits_processes{$S})",
-        runbook="redis-away",
+        runbook="RedisAway",
         height=8,
     ),
     stat(
@@ -123,7 +123,7 @@ LIMITS: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_redis_late_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
-        runbook="redis-away",
+        runbook="RedisAway",
         height=8,
     ),
     stat(
@@ -132,7 +132,7 @@ LIMITS: tuple[Panel, ...] = (
         "short",
         "sum(strata_keys_stale{$S})",
         steps=BAD_ABOVE_ZERO,
-        runbook="keys-stale",
+        runbook="KeysStale",
         height=8,
     ),
     stat(
@@ -157,7 +157,7 @@ LIMITS: tuple[Panel, ...] = (
         Ask("sum by (snapshot) (increase(strata_snapshot_failures_total{$S}[$W]))", "{{snapshot}}"),
         Ask("sum(increase(strata_db_listen_failures_total{$S}[$W]))", "notices"),
         width=12,
-        runbook="keys-stale",
+        runbook="KeysStale",
     ),
     lines(
         "Sign-ins and passwords",
@@ -168,6 +168,7 @@ LIMITS: tuple[Panel, ...] = (
         Ask("sum(increase(strata_passwords_hashed_total{$S}[$W]))", "hashed"),
         Ask("sum(strata_passwords_waiting{$S})", "waiting"),
         width=12,
+        runbook="PasswordsGuessed",
     ),
 )
 
@@ -178,7 +179,7 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_ledger_dropped_total{$S}[$__range]))",
         steps=BAD_ABOVE_ZERO,
-        runbook="usage-lost",
+        runbook="UsageLost",
     ),
     stat(
         "Sent, neither settled nor open",
@@ -186,7 +187,7 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         "sum(strata_ledger_dispatched_total{$S} - strata_ledger_settled_total{$S} - strata_ledger_open_attempts{$S})",
         steps=BAD_ABOVE_ZERO,
-        runbook="usage-lost",
+        runbook="UsageUnbalanced",
     ),
     stat(
         "Billed by an estimate after a crash",
@@ -194,7 +195,6 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_ledger_orphans_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
-        runbook="usage-lost",
     ),
     stat(
         "Requests missing in the history",
@@ -202,7 +202,7 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_history_dropped_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
-        runbook="history-incomplete",
+        runbook="DatabaseAway",
     ),
     stat(
         "Log lines left out",
@@ -217,7 +217,7 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         "sum(increase(strata_task_failures_total{$S}[$__range])) or vector(0)",
         steps=ODD_ABOVE_ZERO,
-        runbook="tasks-fail",
+        runbook="TaskFailing",
     ),
     lines(
         "Not yet in Postgres",
@@ -225,7 +225,7 @@ LEDGER: tuple[Panel, ...] = (
         "short",
         Ask("sum(strata_ledger_queue_depth{$S})", "usage records"),
         Ask("sum(strata_history_queue_depth{$S})", "history"),
-        runbook="ledger-behind",
+        runbook="UsageLate",
     ),
     lines(
         "How far the ledger is behind",
@@ -233,7 +233,7 @@ LEDGER: tuple[Panel, ...] = (
         "s",
         Ask("max by (instance) (strata_ledger_write_lag_seconds{$S})", "{{instance}}"),
         steps=bad_above(30, 300),
-        runbook="ledger-behind",
+        runbook="UsageLate",
     ),
     stat(
         "Journal records that no disk has",
@@ -242,7 +242,7 @@ LEDGER: tuple[Panel, ...] = (
         "sum(strata_journal_kept_in_memory{$S})",
         steps=BAD_ABOVE_ZERO,
         width=8,
-        runbook="usage-lost",
+        runbook="JournalFailing",
     ),
     stat(
         "Journal not confirmed by the disk",
@@ -251,7 +251,7 @@ LEDGER: tuple[Panel, ...] = (
         "sum(increase(strata_journal_sync_failures_total{$S}[$__range]))",
         steps=BAD_ABOVE_ZERO,
         width=8,
-        runbook="usage-lost",
+        runbook="JournalFailing",
     ),
     stat(
         "Journals of dead processes taken over",
@@ -260,7 +260,6 @@ LEDGER: tuple[Panel, ...] = (
         "sum(increase(strata_ledger_adopted_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
         width=8,
-        runbook="usage-lost",
     ),
     lines(
         "Records a second",
@@ -280,7 +279,7 @@ REST: tuple[Panel, ...] = (
         "short",
         Ask("sum by (task) (increase(strata_task_failures_total{$S}[$W]))", "{{task}}"),
         width=8,
-        runbook="tasks-fail",
+        runbook="TaskFailing",
     ),
     lines(
         "Alerts by channel",
@@ -288,7 +287,6 @@ REST: tuple[Panel, ...] = (
         "short",
         Ask("sum by (channel, outcome) (increase(strata_alerts_sent_total{$S}[$W]))", "{{channel}}: {{outcome}}"),
         width=8,
-        runbook="alerts-fail",
     ),
     lines(
         "Provider keys in the vault",
@@ -296,7 +294,7 @@ REST: tuple[Panel, ...] = (
         "short",
         Ask("max by (state) (strata_provider_keys{$S})", "{{state}}"),
         width=8,
-        runbook="provider-keys",
+        runbook="ProviderKeysUnusable",
     ),
     lines(
         "Series that Prometheus reads",

@@ -35,7 +35,7 @@ BUDGETS: tuple[Panel, ...] = (
         ),
         steps=bad_above(0.8, 0.95),
         top=1,
-        runbook="budget-nearly-spent",
+        runbook="BudgetNearlySpent",
     ),
     table(
         "Spent before their reset, at this pace",
@@ -47,7 +47,7 @@ BUDGETS: tuple[Panel, ...] = (
             Column("window", "Each", "string"),
             Column("Value", "Spent in", "h"),
         ),
-        runbook="budget-nearly-spent",
+        runbook="BudgetNearlySpent",
     ),
 )
 
@@ -88,7 +88,6 @@ REFUSALS: tuple[Panel, ...] = (
         "reqps",
         Ask("sum by (scope, limit) (rate(strata_rate_limited_total{$S}[$W])) > 0", "{{scope}}: {{limit}}"),
         stacked=True,
-        runbook="rate-limits",
     ),
     stat(
         "Cost beyond what was set aside",
@@ -97,7 +96,7 @@ REFUSALS: tuple[Panel, ...] = (
         "sum(increase(strata_budget_overrun_usd_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
         height=8,
-        runbook="budget-nearly-spent",
+        runbook="BudgetNearlySpent",
     ),
     stat(
         "Set aside and stuck",
@@ -106,7 +105,7 @@ REFUSALS: tuple[Panel, ...] = (
         "sum(increase(strata_budget_stranded_usd_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
         height=8,
-        runbook="database-away",
+        runbook="DatabaseAway",
     ),
     stat(
         "Sweeps that failed",
@@ -116,7 +115,7 @@ REFUSALS: tuple[Panel, ...] = (
         "sum(increase(strata_budget_failures_total{$S}[$__range]))",
         steps=ODD_ABOVE_ZERO,
         height=8,
-        runbook="database-away",
+        runbook="DatabaseAway",
     ),
 )
 

@@ -50,7 +50,7 @@ NOW: tuple[Panel, ...] = (
         f"1 - (sum(rate(strata_requests_total{{$SMP,{OURS}}}[$__range])) or vector(0))"
         f" / sum(rate(strata_requests_total{{$SMP,{COUNTED}}}[$__range]))",
         steps=good_above(0.99, PROMISED),
-        runbook="error-budget",
+        runbook="ErrorBudgetSlowBurn",
     ),
     stat(
         "First token p95",
@@ -65,7 +65,7 @@ NOW: tuple[Panel, ...] = (
         "s",
         quantile(0.95, "strata_overhead_seconds", "$S", "$__range"),
         steps=bad_above(0.025, 0.1),
-        runbook="event-loop-lag",
+        runbook="EventLoopLate",
     ),
     stat(
         "Spend in range",
@@ -80,7 +80,7 @@ NOW: tuple[Panel, ...] = (
         "short",
         "count(strata_deployment_up{$SP} == 0) or vector(0)",
         steps=BAD_ABOVE_ZERO,
-        runbook="deployment-down",
+        runbook="DeploymentDown",
     ),
 )
 
@@ -111,7 +111,7 @@ ERRORS: tuple[Panel, ...] = (
             "{{domain}}",
         ),
         stacked=True,
-        runbook="error-budget",
+        runbook="ErrorBudgetFastBurn",
     ),
     table(
         "Errors by type",
@@ -173,7 +173,7 @@ BUDGET: tuple[Panel, ...] = (
         Ask(burn("6h"), "6 hours"),
         width=24,
         steps=bad_above(6, 14.4),
-        runbook="error-budget",
+        runbook="ErrorBudgetFastBurn",
     ),
 )
 

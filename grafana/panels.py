@@ -28,27 +28,6 @@ SHORTHANDS = {
     "W": "$interval",
     "CHOSEN": "$__timeFilter(bucket) AND model ~ '^${model:regex}$' AND provider ~ '^${provider:regex}$'",
 }
-RUNBOOKS = frozenset(
-    {
-        "alerts-fail",
-        "budget-nearly-spent",
-        "config-drift",
-        "database-away",
-        "deployment-down",
-        "error-budget",
-        "event-loop-lag",
-        "history-incomplete",
-        "keys-stale",
-        "ledger-behind",
-        "provider-keys",
-        "rate-limits",
-        "redis-away",
-        "tasks-fail",
-        "unpriced-traffic",
-        "usage-lost",
-    }
-)
-"""The headings of docs/runbooks.md that boards lead to."""
 
 
 class Ask(NamedTuple):
@@ -85,6 +64,7 @@ class Panel(NamedTuple):
     top: float | None = None
     """The upper end of the axis, where there is one."""
     runbook: str = ""
+    """The alert whose section in docs/runbooks.md says what to do."""
     link: str = ""
     """Where a click on a series leads."""
 
@@ -182,7 +162,7 @@ def panel_json(panel: Panel, number: int, x: int, y: int) -> Json:
         "options": _options(panel),
     }
     if panel.runbook:
-        made["links"] = [_link("Runbook", f"${{docs}}/runbooks.md#{_known(panel.runbook)}")]
+        made["links"] = [_link("Runbook", f"${{docs}}/{_anchor(panel.runbook)}")]
     if panel.kind == "table":
         made["transformations"] = _transformations(panel)
     return made
@@ -191,13 +171,11 @@ def panel_json(panel: Panel, number: int, x: int, y: int) -> Json:
 def _description(panel: Panel) -> str:
     if not panel.runbook:
         return panel.says
-    return f"{panel.says} What to do: docs/runbooks.md#{_known(panel.runbook)}"
+    return f"{panel.says} What to do: docs/{_anchor(panel.runbook)}"
 
 
-def _known(runbook: str) -> str:
-    if runbook not in RUNBOOKS:
-        raise ValueError(f"docs/runbooks.md has no heading {runbook!r}")
-    return runbook
+def _anchor(runbook: str) -> str:
+    return f"runbooks.md#{runbook.lower()}"
 
 
 def _link(title: str, url: str) -> Json:

@@ -48,7 +48,7 @@ STATE: tuple[Panel, ...] = (
         "Red: the deployment rests after failures, and others serve. If all of a model rest, the one that rests "
         "shortest is tried.",
         Ask("min by (deployment) (strata_deployment_up{$SP})", "{{deployment}}"),
-        runbook="deployment-down",
+        runbook="DeploymentDown",
     ),
     lines(
         "What is left of providers' limits",
@@ -57,7 +57,7 @@ STATE: tuple[Panel, ...] = (
         Ask("min by (deployment, limit) (strata_upstream_ratelimit_remaining_ratio{$SP})", "{{deployment}} {{limit}}"),
         steps=good_above(0.1, 0.25),
         top=1,
-        runbook="rate-limits",
+        runbook="ProviderLimitNear",
     ),
 )
 
@@ -71,7 +71,7 @@ FAILURES: tuple[Panel, ...] = (
             "{{deployment}}: {{outcome}}",
         ),
         stacked=True,
-        runbook="deployment-down",
+        runbook="DeploymentDown",
     ),
     lines(
         "Calls for one request",
@@ -98,7 +98,7 @@ FAILURES: tuple[Panel, ...] = (
             "sum by (deployment, reason) (increase(strata_deployment_cooldowns_total{$SP}[$W]))",
             "{{deployment}}: {{reason}}",
         ),
-        runbook="deployment-down",
+        runbook="DeploymentDown",
     ),
     table(
         "Fallbacks",
