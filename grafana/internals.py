@@ -72,7 +72,7 @@ SATURATION: tuple[Panel, ...] = (
         "How late the loop wakes up. Every stream of the process is late by as much.",
         "s",
         Ask(quantile(0.99, "strata_event_loop_lag_seconds", "$S", by="instance"), "{{instance}}"),
-        steps=bad_above(0.05, 0.25),
+        steps=bad_above(0.1, 0.25),
         runbook="EventLoopLate",
     ),
     lines(
@@ -128,7 +128,7 @@ LIMITS: tuple[Panel, ...] = (
     ),
     stat(
         "Keys too old to be believed",
-        "Processes that have not heard of changed keys for too long: they ask Postgres for each key.",
+        "They have not heard of changed keys for too long: they ask Postgres for each, and refuse while it is away.",
         "short",
         "sum(strata_keys_stale{$S})",
         steps=BAD_ABOVE_ZERO,
@@ -232,7 +232,7 @@ LEDGER: tuple[Panel, ...] = (
         "Age of the oldest usage record that is not yet in Postgres.",
         "s",
         Ask("max by (instance) (strata_ledger_write_lag_seconds{$S})", "{{instance}}"),
-        steps=bad_above(30, 300),
+        steps=bad_above(60, 300),
         runbook="UsageLate",
     ),
     stat(

@@ -33,7 +33,7 @@ BUDGETS: tuple[Panel, ...] = (
             "sort_desc(max by (scope, name, window) (strata_budget_spent_usd{$S} / (strata_budget_limit_usd{$S} > 0)))",
             "{{scope}} {{name}} / {{window}}",
         ),
-        steps=bad_above(0.8, 0.95),
+        steps=bad_above(0.8, 0.9),
         top=1,
         runbook="BudgetNearlySpent",
     ),

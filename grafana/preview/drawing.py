@@ -142,13 +142,29 @@ def _lines(panel: Json, found: list[Series], size: Size, span: Span) -> str:
         if defaults["custom"]["drawStyle"] == "bars":
             parts += _columns(frame, series, colour)
             continue
-        dots = " ".join(f"{frame.x(at):.1f},{frame.y(value):.1f}" for at, value in series.points)
-        first, last = frame.x(series.points[0][0]), frame.x(series.points[-1][0])
-        ground = frame.y(frame.bottom)
-        area = f"{first:.1f},{ground:.1f} {dots} {last:.1f},{ground:.1f}"
-        parts.append(f'<polygon fill="{colour}" opacity="{0.3 if stacked else 0.08}" points="{area}"/>')
-        parts.append(f'<polyline stroke="{colour}" points="{dots}"/>')
+        for run in _runs(series.points):
+            parts.append(_area(frame, run, colour, 0.3 if stacked else 0.08))
     return _svg(size, parts) + _legend((s.name, c) for s, c in zip(found, itertools.cycle(PALETTE), strict=False))
+
+
+def _runs(points: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Points between which nothing is missing."""
+    step = min((after[0] - at[0] for at, after in itertools.pairwise(points)), default=0.0)
+    runs = [points[:1]]
+    for before, point in itertools.pairwise(points):
+        if point[0] - before[0] > step * 1.5:
+            runs.append([])
+        runs[-1].append(point)
+    return runs
+
+
+def _area(frame: Frame, points: list[tuple[float, float]], colour: str, opacity: float) -> str:
+    dots = " ".join(f"{frame.x(at):.1f},{frame.y(value):.1f}" for at, value in points)
+    first, last, ground = frame.x(points[0][0]), frame.x(points[-1][0]), frame.y(frame.bottom)
+    below = f"{first:.1f},{ground:.1f} {dots} {last:.1f},{ground:.1f}"
+    return (
+        f'<polygon fill="{colour}" opacity="{opacity}" points="{below}"/><polyline stroke="{colour}" points="{dots}"/>'
+    )
 
 
 def _columns(frame: Frame, series: Series, colour: str) -> Iterator[str]:
