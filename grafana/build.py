@@ -16,7 +16,7 @@ from grafana.panels import CONSOLE, LEDGER, PROMETHEUS, Board, Json, Row, full, 
 FOLDER = Path(__file__).parent / "dashboards"
 WIDTH = 24
 SCHEMA_VERSION = 39
-"""Of Grafana 10; newer ones bring it up to date as they load it."""
+"""Newer versions of Grafana bring it up to date as they load it."""
 
 BOARDS: dict[str, Board] = {
     "overview": overview.BOARD,

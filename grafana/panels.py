@@ -1,9 +1,9 @@
 """
 What a dashboard is made of, as data: a board has rows, a row has panels, a panel asks queries. And the JSON of each.
 
-Grafana's "classic" JSON, since every version from 10 on loads it. In a query `$S` stands for the scope (the job and the
-instances chosen), `$SM` for that and the models, `$SP` the providers, `$SMP` both; `$W` is the window of a rate,
-and in SQL `$CHOSEN` is the range of time, the models and the providers.
+Grafana's "classic" JSON, since old and new versions load it; 11 and later know the ledger's data source by this name.
+In a query `$S` stands for the scope (the job and the instances chosen), `$SM` for that and the models, `$SP` the
+providers, `$SMP` both; `$W` is the window of a rate. In SQL `$CHOSEN` is the range of time, the models, the providers.
 """
 
 from __future__ import annotations
