@@ -334,7 +334,7 @@ class Gateway:
             self.budgets.resolve(attempt.hold, attempt.cost_nano_usd)
         self.metrics.record_attempt(exchange, attempt)
         deployment, usage = attempt.deployment, attempt.usage
-        if attempt.head and attempt.own_key is None:
+        if attempt.status == 200 and attempt.own_key is None:  # errors often say nothing of limits
             self.headroom.note(deployment, attempt.head, attempt.ended_ns)
         if deployment.tpm is not None and usage is not None and attempt.own_key is None:
             self.pace.used(deployment, usage.prompt + usage.completion, time.monotonic())

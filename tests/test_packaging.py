@@ -214,6 +214,12 @@ async def talk_to_redis(port: int) -> list[str]:
     return answers
 
 
+def test_prometheus_reads_the_rules_that_are_there() -> None:
+    [path] = yaml.safe_load((ROOT / "grafana/prometheus.yaml").read_text())["rule_files"]
+    assert "./grafana:/etc/strata:ro" in SERVICES["prometheus"]["volumes"]
+    assert (ROOT / "grafana" / path.removeprefix("/etc/strata/")).is_file()
+
+
 def test_prometheus_finds_the_token_where_its_configuration_looks_for_it(tmp_path: Path) -> None:
     scrape = yaml.safe_load((ROOT / "grafana/prometheus.yaml").read_text())["scrape_configs"][0]
     place = scrape["authorization"]["credentials_file"]
