@@ -7,14 +7,19 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
+from proxy.metering.usage_questions import MAX_LIMIT
 from proxy.storage.embedded import find_running
+from proxy.storage.ledger import ship
+from proxy.storage.postgres import Database
 from tests.gateway import Gateway
 from tests.test_accounts import GOOD, MASTER, Site
+from tests.test_storage_sql import ledger_row
 
 CONFIG = f"""\
 auth: {{master_key: {MASTER}}}
@@ -129,6 +134,27 @@ def test_what_is_not_understood_is_refused_by_name(office: Office, query: str) -
     assert answer.body["error"]["param"] == query.partition("=")[0]
 
 
+async def test_reports_that_wait_for_the_database_hold_up_nobody_else(office: Office) -> None:
+    """One at a time; who waits too long is told so, and whatever else the gateway does goes on."""
+    dsn = find_running(office.site.gateway.home)
+    assert dsn is not None
+    owner = await asyncpg.connect(dsn, timeout=10)
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE strata.usage_daily IN ACCESS EXCLUSIVE MODE")
+        asked = [asyncio.to_thread(office.site.ask, "GET", "/api/usage", token=office.ann) for _ in range(6)]
+        waiting = asyncio.gather(*asked)
+        await asyncio.sleep(0.2)
+        other = await asyncio.to_thread(office.site.ask, "GET", "/api/requests", token=office.ann)
+        assert other.status == 200
+        answers = await waiting
+    await owner.close()
+    assert sorted({(answer.status, answer.code) for answer in answers}) == [
+        (503, "db_unavailable"),
+        (503, "gateway_overloaded"),
+    ]
+    assert office.usage(office.ann)["totals"]["attempts"] == 6
+
+
 def test_the_command_shows_a_table_csv_and_json(office: Office) -> None:
     gateway, ledger = office.site.gateway, office.ledger()
     shown = gateway.strata("usage", "--by", "key,model")
@@ -157,3 +183,22 @@ def test_the_command_says_what_it_does_not_understand(office: Office, words: tup
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(words[0])
     assert "Fix: strata usage" in done.stderr
+
+
+async def test_the_command_writes_csv_to_the_end_and_says_what_is_not_sure(office: Office) -> None:
+    dsn = find_running(office.site.gateway.home)
+    assert dsn is not None
+    database = Database(dsn)
+    await database.open()
+    moment_ms = int(datetime(2025, 1, 15, tzinfo=UTC).timestamp() * 1000)
+    doubtful = {"started_at_ms": moment_ms, "source": "counted", "price_state": "unknown"}
+    await ship(database, [ledger_row(model=f"m{number:04}", **doubtful) for number in range(MAX_LIMIT + 50)])
+    await database.close()
+    asked = ("usage", "--since", "2025-01-01", "--until", "2025-02-01", "--by", "model")
+    written = await asyncio.to_thread(office.site.gateway.strata, *asked, "--csv")
+    assert [line["model"] for line in csv.DictReader(io.StringIO(written.stdout))] == [
+        f"m{number:04}" for number in range(MAX_LIMIT + 50)
+    ]
+    shown = await asyncio.to_thread(office.site.gateway.strata, *asked)
+    assert "1,050 had no price" in shown.stdout
+    assert "1,050 are estimated" in shown.stdout

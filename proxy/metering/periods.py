@@ -95,6 +95,11 @@ def pieces(cuts: Sequence[datetime]) -> Pieces:
     found = Pieces([], [])
     day = cuts[0].replace(hour=0)
     while day < cuts[-1]:
+        at = bisect_right(cuts, day)
+        if at and cuts[at] >= day + DAY:
+            found.days.append((day, at - 1))
+            day += DAY
+            continue
         parts = list(_parts(day, cuts))
         most = max(parts, key=lambda part: part[1] - part[0])
         taken_off = most[2] if most[1] - most[0] > DAY / 2 else None

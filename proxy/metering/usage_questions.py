@@ -23,9 +23,9 @@ from proxy.storage.usage_reports import After, Narrowed
 DIMENSIONS = ("model", "provider", "deployment", "key", "user", "team", "tag")
 WORDS = ("since", "until", "granularity", "by", "tz", *DIMENSIONS, "limit", "cursor")
 DEFAULT_SINCE = "30d"
-MAX_LIMIT = 10_000
+MAX_LIMIT = 1_000
 MAX_PERIODS = 1_000
-MAX_DAYS = 3_660
+MAX_DAYS = 1_100
 
 _AGO = re.compile(r"([0-9]{1,4})([hdw])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,11 +79,14 @@ _decode_cursor = msgspec.json.Decoder(_Cursor).decode
 
 def read_question(said: Callable[[str], str | None], now: datetime, default_limit: int) -> Question:
     """`said` gives what was said for a word of WORDS. Raises Unanswerable."""
+    words = {word: said(word) for word in WORDS if word not in ("limit", "cursor")}
+    for word, text in words.items():
+        if text is not None and any(0xD800 <= ord(char) < 0xE000 or char == "\0" for char in text):
+            raise Unanswerable(word, "must be text in UTF-8")
     tz = said("tz") or "UTC"
     where = _zone(tz)
     granularity = _granularity(said("granularity"))
     by = _by(said("by"))
-    words = {word: said(word) for word in WORDS if word not in ("limit", "cursor")}
     mark = hashlib.sha256(msgspec.json.encode(words)).hexdigest()[:16]
     cursor = _read_cursor(said("cursor"), mark)
     if cursor is None:
