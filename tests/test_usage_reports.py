@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.exchange import Caller
-from proxy.metering.usage_questions import Unanswerable, read_question
+from proxy.metering.usage_questions import MAX_PERIODS, WORDS, Unanswerable, read_question
 from proxy.metering.usage_report import COUNTS, Report, answer, dollars, next_cursor, to_csv, to_object
 from proxy.storage.ledger import LedgerRow, ship
 from proxy.storage.postgres import Database
@@ -331,6 +331,25 @@ def test_a_question_that_cannot_be_answered_names_its_word(word: str, words: dic
     with pytest.raises(Unanswerable) as caught:
         read_question(words.get, NOW, 100)
     assert caught.value.word == word
+
+
+SAID = st.one_of(
+    st.text(max_size=40),
+    st.from_regex(r"[0-9]{1,4}[hdw]", fullmatch=True),
+    st.datetimes().map(datetime.isoformat),
+    st.sampled_from([*ZONES, "model,key", "day", "hour", "7"]),
+)
+
+
+@given(st.dictionaries(st.sampled_from(WORDS), SAID, max_size=6))
+def test_whatever_is_asked_is_a_question_or_names_the_word_that_is_none(words: dict[str, str]) -> None:
+    try:
+        question = read_question(words.get, NOW, 100)
+    except Unanswerable as error:
+        assert error.word in {*words, "since"}
+    else:
+        assert question.since < question.until
+        assert 1 <= len(question.periods()) <= MAX_PERIODS
 
 
 def forged(mark: str, *more: object) -> str:
