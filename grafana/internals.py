@@ -212,6 +212,15 @@ LEDGER: tuple[Panel, ...] = (
         steps=ODD_ABOVE_ZERO,
     ),
     stat(
+        "Spans that were not sent",
+        "The collector of traces was away or too slow. As a share of all spans; 0 too where there are no traces.",
+        "percentunit",
+        "sum(increase(strata_trace_spans_dropped_total{$S}[$__range])) / clamp_min("
+        "sum(increase(strata_trace_spans_dropped_total{$S}[$__range]))"
+        " + sum(increase(strata_trace_spans_sent_total{$S}[$__range])), 1)",
+        steps=ODD_ABOVE_ZERO,
+    ),
+    stat(
         "Background tasks that failed",
         "They were started again. Which ones: the line below.",
         "short",

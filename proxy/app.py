@@ -69,6 +69,7 @@ from proxy.storage.sessions import CHANNEL as PEOPLE
 from proxy.storage.vault import Vault
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.traces import Traces
 from proxy.upstream.accounts import Account
 from proxy.upstream.elsewhere import Elsewhere
 from proxy.upstream.headroom import Headroom
@@ -131,18 +132,18 @@ class Gateway:
         )
         self.prices = PriceBook(config.prices)
         self.history = History(self.database, config.history)
+        self.traces = Traces(config.traces, request_log.masked)
         self.meter = Meter(
             self.journal,
             self.prices,
             offer=self.shipper.offer,
             on_settled=(self._settled,),
-            on_closed=(self._closed, self.history.note),
+            on_closed=(self._closed, self.history.note, *self.traces.listeners),
         )
         self.resting = Resting(config.rest, self._deployment_changed)
         self.pace, self.headroom = Pace(), Headroom()
         self.router = Router(config, self.resting, random.random, self.pace)
-        self.sim = SimServer()
-        self.files = RemoteFiles(config.remote_files)
+        self.sim, self.files = SimServer(), RemoteFiles(config.remote_files)
         self.accounts: dict[str, Account] = {}
         self.own_keys = OwnKeys(self.database, vault, self.accounts, Elsewhere())
         self.door = _door(config.server, self.gate)
@@ -178,17 +179,13 @@ class Gateway:
         port = await self.sim.start()
         for provider in self.config.providers.values():
             self.accounts[provider.name] = Account(located(provider, port))
+        block_unpriced = self.config.prices.on_missing == "block"
         relay = Relay(
             self.accounts,
             self.meter,
             self.prices,
             self.resting,
-            Reserve(
-                self.prices,
-                self.budgets.hold,
-                self.bindings.providers,
-                block_unpriced=self.config.prices.on_missing == "block",
-            ),
+            Reserve(self.prices, self.budgets.hold, self.bindings.providers, block_unpriced=block_unpriced),
             self.metrics,
             dice=random.random,
             files=self.files,
@@ -201,9 +198,11 @@ class Gateway:
             relay,
             self.meter,
             started=self.metrics.request_started,
+            begin_trace=self.traces.begin,
             full_headers=self.config.server.response_headers == "full",
         )
         self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))
+        self.traces.start()
         self._start_rounds()
         self.journal.open()
         self.journal.start()
@@ -252,6 +251,7 @@ class Gateway:
         if self.published_keys is not None:
             await self.published_keys.close()
         await self.history.close()
+        await self.traces.close()
         with contextlib.suppress(GatewayFault):
             await self.prices.write_new_lines(self.database)
             await write_all_uses(self.database, self.gate)

@@ -8,7 +8,7 @@ wall clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -129,6 +129,28 @@ class OwnKey(msgspec.Struct, frozen=True):
     """It goes to an address of its own, and not to the operator's provider."""
 
 
+class Trace(msgspec.Struct):
+    """
+    Where a request stands in a trace, which may have begun before it and goes on behind it. Its spans are made when it
+    is over; until then it only notes what the exchange would not know by itself.
+    """
+
+    trace_id: int
+    span_id: int
+    """Of the request itself."""
+    parent_id: int = 0
+    sampled: bool = False
+    content: bool = False
+    """The operator wants what is asked and answered in its spans."""
+    passed_on: bytes = b""
+    """The client's own header line, where it is only handed on."""
+    admitted_ns: int = 0
+    limited_ns: int = 0
+    """When it had been let in, and let pass by its limits, if there are any."""
+    asked: list[dict[str, Any]] | None = None
+    answered: str = ""
+
+
 class Attempt(msgspec.Struct):
     """One provider tried. It has exactly one ledger row once a request byte may have left."""
 
@@ -217,6 +239,8 @@ class Exchange(msgspec.Struct):
     rate: Standing | None = None
     """How these limits stood when they let it pass."""
     plan: Plan | None = None
+    trace: Trace | None = None
+    """None: there are no traces here."""
 
     @property
     def served(self) -> Attempt | None:

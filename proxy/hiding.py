@@ -74,7 +74,13 @@ def _parts(secret: str) -> set[str]:
     lines = secret.replace("\\n", "\n").splitlines()
     inside = {found[1] for found in (password, path) if found}
     inside |= {unquote(one) for one in inside}
-    return {secret, *secret.split(","), *(line for line in lines if len(line) >= 32), *inside}
+    return {
+        secret,
+        secret.rpartition(" ")[2],
+        *secret.split(","),
+        *(line for line in lines if len(line) >= 32),
+        *inside,
+    }
 
 
 def _shapes(secret: str) -> set[str]:

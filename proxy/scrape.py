@@ -63,6 +63,9 @@ def _tell_stores(gateway: Gateway) -> None:
     tell("strata_history_queue_depth", history.queue_depth)
     tell("strata_history_written_total", history.written_total)
     tell("strata_history_dropped_total", history.dropped_total)
+    spans_sent, spans_dropped = gateway.traces.totals
+    tell("strata_trace_spans_sent_total", spans_sent)
+    tell("strata_trace_spans_dropped_total", spans_dropped)
     tell("strata_log_lines_dropped_total", gateway.request_log.dropped)
 
 

@@ -1,5 +1,5 @@
 """
-Twenty secrets that occur nowhere else, and the search for them: as they are, and in every form in which something may
+Secrets that occur nowhere else, and the search for them: as they are, and in every form in which something may
 have written them down. They look like words on purpose: no pattern would take them for keys.
 """
 
@@ -28,6 +28,7 @@ CANARIES = {
     "address of slack": "skua-capelin-slackaddress",
     "password of smtp": "petrel-krill-smtppassword",
     "token of the metrics": "dipper-caddis-metricstoken",
+    "key of the collector": "ouzel-mayfly-collectorkey",
     "key of the file": "sk-strata-curlew-ragworm-static",
     "junk credential": "jackdaw-worm-junkcredential",
     "junk cookie": "magpie-beetle-junkcookie",

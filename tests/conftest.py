@@ -7,12 +7,14 @@ A test that lacks a program says so and is skipped; with STRATA_CI=1 it fails in
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -66,6 +68,14 @@ def needs(program: str) -> str:
             return path
     lack(f"{program} is not installed")
     raise AssertionError("not reached")
+
+
+def needs_module(name: str, extra: str) -> Any:
+    """The module; without it the file that asks is skipped, or cannot be imported where nothing may be lacking."""
+    if os.environ.get("STRATA_CI") == "1":
+        return importlib.import_module(name)
+    reason = f"{name} is not installed: it comes with pip install -e '.[{extra}]'"
+    return pytest.importorskip(name, reason=reason, exc_type=ImportError)
 
 
 def scratch_folder() -> Path:

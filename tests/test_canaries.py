@@ -3,7 +3,7 @@ Secrets stay where they are put: a gateway that logs everything is given one in 
 through good and bad days by clients and by a provider that says aloud what it was sent, and then everything that it has
 written or answered is searched for them.
 
-There are no spans yet; when there are, what is exported belongs among the places.
+Spans are among it where OpenTelemetry is installed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
@@ -42,11 +43,12 @@ PATH = "/v1/chat/completions"
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 MODELS = ("oai/m", "environment/m", "claude/m", "gemini/m", "aws/m", "vertex/gemini-m", "entra/m", "command/m")
+TRACED = find_spec("opentelemetry") is not None and find_spec("opentelemetry.sdk") is not None
 KEPT_APART = ("prompt", "answer")
 """What clients send and get, of course; no secret from them, but from logs and tables."""
 
 
-def config(provider: str, redis_url: str) -> str:
+def config(provider: str, redis_url: str, collector: str) -> str:
     c = {name: json.dumps(value) for name, value in CANARIES.items()}
     account = json.dumps(
         json.dumps(
@@ -64,7 +66,9 @@ server: {{max_body: 20MB, shutdown_grace: 5s}}
 auth: {{master_key: {json.dumps(CANARIES["master key"] + "," + CANARIES["old master key"])}}}
 logging: {{level: debug, format: json}}
 redis: {{url: {json.dumps(redis_url)}}}
-telemetry: {{metrics: {{token: {c["token of the metrics"]}}}}}
+telemetry:
+  metrics: {{token: {c["token of the metrics"]}}}
+  traces: {{{f"endpoint: '{collector}', sample: 1, " if TRACED else ""}headers: {{x-key: {c["key of the collector"]}}}}}
 keys: {{static: [{{name: file, key: {c["key of the file"]}}}]}}
 providers:
   oai:
@@ -98,8 +102,11 @@ alerts:
 class House:
     """The gateway, and everything that came out of it, by where it came from."""
 
-    def __init__(self, gateway: Gateway, provider: ListeningProvider, dsn: str, redis_url: str) -> None:
-        self.gateway, self.provider, self.dsn, self.redis_url = gateway, provider, dsn, redis_url
+    def __init__(
+        self, gateway: Gateway, provider: ListeningProvider, collector: ListeningProvider, dsn: str, redis_url: str
+    ) -> None:
+        self.gateway, self.provider, self.collector = gateway, provider, collector
+        self.dsn, self.redis_url = dsn, redis_url
         self.places: dict[str, bytes] = {}
         self.answered = 0
 
@@ -205,12 +212,13 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 async def house(tmp_path: Path, redis_url: str, login: str, database_dsn: str) -> AsyncIterator[House]:
     dsn = f"postgresql://{login}{database_dsn[database_dsn.index('@') :]}"
-    with ListeningProvider() as provider:
+    with ListeningProvider() as provider, ListeningProvider() as collector:
         provider.answer = good
+        collector.answer = lambda request: Reply(200, {}, b"")
         gateway = Gateway(tmp_path / "home", database_url=dsn)
         gateway.environ["OPERATORS_KEY"] = CANARIES["operator's key of the environment"]
-        gateway.config.write_text(config(provider.url, redis_url))
-        made = House(gateway, provider, database_dsn, redis_url)
+        gateway.config.write_text(config(provider.url, redis_url, collector.url))
+        made = House(gateway, provider, collector, database_dsn, redis_url)
         try:
             await asyncio.to_thread(gateway.start)
             yield made
@@ -414,7 +422,10 @@ async def test_no_secret_leaves_the_place_where_it_was_put(house: House) -> None
     assert len(house.places) > 800
     assert len(tables["table strata.requests"]) > 10_000
 
-    written = {"the log": log, **tables, "redis": kept_in_redis, **files(house.gateway.home)}
+    spans = b"".join(request.body for request in house.collector.requests)
+    assert len(spans) > 10_000 or not TRACED
+
+    written = {"the log": log, "spans": spans, **tables, "redis": kept_in_redis, **files(house.gateway.home)}
     secrets = {name: value for name, value in CANARIES.items() if name not in KEPT_APART}
     secrets |= {"virtual key": house.gateway.key, "private key of google": PEM.splitlines()[3]}
     assert hits(written, {**CANARIES, **secrets}) == []

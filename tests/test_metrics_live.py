@@ -61,6 +61,8 @@ QUIET = {
     "strata_log_lines_dropped_total": "needs an output that takes nothing",
     "strata_passwords_waiting": "50 ms for each password",
     "strata_provider_keys": "nobody has brought a key; those have tests of their own",
+    "strata_trace_spans_dropped_total": "needs a collector of traces that takes nothing",
+    "strata_trace_spans_sent_total": "needs a collector of traces; it has tests of its own",
     "strata_redis_late_total": "needs Redis, and that it is slow",
     "strata_snapshot_failures_total": "needs Postgres away",
     "strata_task_failures_total": "needs a bug",

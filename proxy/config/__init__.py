@@ -299,6 +299,21 @@ class Metrics(Struct, frozen=True, kw_only=True):
     max_keys: int = 200
 
 
+class Traces(Struct, frozen=True, kw_only=True):
+    """Spans of requests, by OTLP over HTTP."""
+
+    endpoint: str = ""
+    """The whole address, its path included; "": no traces."""
+    sample: float = 0.1
+    """Which part of the requests that bring no `traceparent` of their own."""
+    secret_headers: dict[str, Secret] = {}
+    """What the collector wants to see; in the file `headers`."""
+    content: bool = False
+    """Whether spans hold what is asked and answered."""
+    pass_on: bool = False
+    """Without an endpoint: whether providers get the client's `traceparent` as it came."""
+
+
 class Logging(Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "pretty"] = "auto"
@@ -351,6 +366,7 @@ class Config(Struct, frozen=True, kw_only=True):
     prices: Prices = Prices()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
     logging: Logging = Logging()
     ledger: Ledger = Ledger()
     history: History = History()

@@ -41,6 +41,7 @@ from proxy.config.quantities import boolean, choice, duration, integer, secret, 
 from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
 from proxy.config.references import Resolver
 from proxy.config.server import read_server
+from proxy.config.traces import read_traces
 from proxy.config.yaml import MAX_BYTES, Entry, MappingNode, Node, ScalarNode, is_null, parse
 
 
@@ -201,9 +202,10 @@ def _build(
     num_retries = defaults.pop("num_retries", 2)
     models = Models(providers, Timeouts(**defaults), num_retries, report).read(_present(sections.get("models")))
     telemetry = sections.get("telemetry")
-    read_map(telemetry, "telemetry", {}, report, besides=("metrics",))
+    read_map(telemetry, "telemetry", {}, report, besides=("metrics", "traces"))
     metrics = read_map(child(telemetry, "metrics"), "telemetry.metrics", _METRICS, report)
     flag_inline_secret(child(child(telemetry, "metrics"), "token"), "telemetry.metrics.token", "METRICS_TOKEN", report)
+    traces = read_traces(child(telemetry, "traces"), report)
     database = fields("database", _DATABASE)
     for name, variable in (("url", "DATABASE_URL"), ("listen_url", "DATABASE_LISTEN_URL")):
         url = child(sections.get("database"), name)
@@ -235,6 +237,7 @@ def _build(
         prices=prices,
         alerts=alerts,
         metrics=Metrics(**metrics),
+        traces=traces,
         logging=Logging(**logging),
         ledger=Ledger(**ledger),
         history=History(**history),

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from proxy.config import Provider
 
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -191,6 +194,19 @@ PRESETS: dict[str, Preset] = {
     }),
     "llama_cpp": Preset("http://127.0.0.1:8080/v1", None, bills_after_abort=False, quirks=OPEN),
 }  # fmt: skip
+
+GENAI_NAMES = {
+    "azure": "azure.ai.openai", "bedrock": "aws.bedrock", "gemini": "gcp.gemini", "mistral": "mistral_ai",
+    "vertex": "gcp.vertex_ai", "xai": "x_ai",
+}  # fmt: skip
+"""What OpenTelemetry's conventions for generative AI call a provider, where they do not use its plain name."""
+
+
+def genai_name(provider: Provider) -> str:
+    """Its `gen_ai.provider.name`: by its API, or by its own name if it only speaks OpenAI's."""
+    name = provider.name if provider.api == "openai" else provider.api
+    return GENAI_NAMES.get(name, name)
+
 
 SIM = "sim"
 SIM_API_BASE = "http://sim.invalid/v1"

@@ -20,7 +20,7 @@ from proxy.edge.access import require
 from proxy.edge.lane import LaneRequest
 from proxy.edge.replies import answer_head, limit_lines, new_id, request_id, stream_head
 from proxy.errors import CallerError, GatewayError, GatewayFault
-from proxy.exchange import Attempt, Caller, Exchange
+from proxy.exchange import Attempt, Caller, Exchange, Trace
 from proxy.metering.meter import Meter
 from proxy.providers import ChatRequest
 from proxy.routing.plan import Router
@@ -47,6 +47,7 @@ class Chat:
         meter: Meter,
         *,
         started: Callable[[str], None],
+        begin_trace: Callable[[bytes], Trace | None] | None = None,
         full_headers: bool = True,
         endpoint: str = "chat",
     ) -> None:
@@ -57,6 +58,7 @@ class Chat:
         self._relay = relay
         self._meter = meter
         self._started = started
+        self._begin_trace = begin_trace
         self._full_headers = full_headers
         self._endpoint = endpoint
 
@@ -73,6 +75,8 @@ class Chat:
             model = exchange.resolved = self._router.find(chat["model"])
             exchange.model = chat["model"]
             self._gate.allow(caller, exchange.model)
+            if exchange.trace is not None:
+                _note_admitted(exchange.trace, chat)
             limits = b""
             if caller.limits or self._limits.by_model:
                 limits = await self._take_turn(exchange, caller, model, wanted_tokens(chat, len(lane.body)))
@@ -102,7 +106,12 @@ class Chat:
         id = new_id(now_ms)
         lane.request_id = request_id(id, head.request_id)
         self._started(self._endpoint)
-        return Exchange(id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), lane.client, hints=head.hints)
+        exchange = Exchange(
+            id, lane.request_id, self._endpoint, now_ms, time.monotonic_ns(), lane.client, hints=head.hints
+        )
+        if self._begin_trace is not None:
+            exchange.trace = self._begin_trace(head.traceparent)
+        return exchange
 
     async def _take_turn(self, exchange: Exchange, caller: Caller, model: Model, tokens: int) -> bytes:
         """The header lines that say how the caller's limits stand. Raises PolicyError 429."""
@@ -114,6 +123,8 @@ class Chat:
             caller, bound, *names, tokens
         )
         exchange.turn = turn
+        if exchange.trace is not None:
+            exchange.trace.limited_ns = time.monotonic_ns()
         rate = exchange.rate = turn.standing()
         return limit_lines(rate) if rate is not None else b""
 
@@ -131,6 +142,8 @@ class Chat:
         exchange.client_left = lane.gone
         if attempt.source == "counted":
             await self._meter.count(attempt)
+        if exchange.trace is not None and exchange.trace.content:
+            exchange.trace.answered = answer.text()
         self._meter.settle(exchange, attempt)
         cost = _cost_usd(attempt)
         if answer.completion is None:
@@ -166,6 +179,12 @@ class Chat:
             await self._meter.count(answer.attempt)
         self._meter.settle(exchange, answer.attempt)
         lane.finish(_told(exchange) + answer.ending(_cost_usd(answer.attempt)))
+
+
+def _note_admitted(trace: Trace, chat: ChatRequest) -> None:
+    trace.admitted_ns = time.monotonic_ns()
+    if trace.content:
+        trace.asked = list(chat["messages"])
 
 
 def _leave(exchange: Exchange) -> None:

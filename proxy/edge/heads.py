@@ -45,6 +45,7 @@ class Head:
         "host",
         "origin",
         "request_id",
+        "traceparent",
     )
 
     def __init__(self) -> None:
@@ -60,6 +61,8 @@ class Head:
         """The web page's, if a browser asks for one of another site."""
         self.forwarded_for = b""
         """What proxies say of where it comes from; worth something only from those that are trusted."""
+        self.traceparent = b""
+        """Which trace the client's request is part of, if it says so."""
         self.chunked = False
         self.expects = False
         """It waits for a `100 Continue`."""
@@ -190,6 +193,11 @@ def _add_forwarded_for(head: Head, name: bytes, value: bytes) -> None:
     head.forwarded_for = b"%b,%b" % (head.forwarded_for, value) if head.forwarded_for else value
 
 
+def _keep_traceparent(head: Head, name: bytes, value: bytes) -> None:
+    # said twice it says nothing: the rest of the line makes it unreadable
+    head.traceparent = b"%b, %b" % (head.traceparent, value) if head.traceparent else value
+
+
 _JUDGES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"transfer-encoding": _judge_transfer,
     b"content-encoding": _judge_encoding,
@@ -201,6 +209,7 @@ _JUDGES: dict[bytes, Callable[[Head, bytes, bytes], None]] = {
     b"x-request-id": _keep_request_id,
     b"origin": _keep_origin,
     b"x-forwarded-for": _add_forwarded_for,
+    b"traceparent": _keep_traceparent,
 }
 
 

@@ -160,6 +160,8 @@ FAMILIES: tuple[Family, ...] = (
     _counter("strata_history_written_total", "", "Requests written to the history."),
     _counter("strata_history_dropped_total", "", "Requests left out of the history, for want of room or of Postgres."),
     _gauge("strata_price_list_timestamp_seconds", "", "The day of the price list that came with this build."),
+    _counter("strata_trace_spans_sent_total", "", "Spans that a collector of traces has taken."),
+    _counter("strata_trace_spans_dropped_total", "", "Spans dropped because the collector was away or too slow."),
     _counter("strata_alerts_sent_total", "channel outcome", "Alerts by channel: sent or failed."),
     _counter("strata_task_failures_total", "task", "Background tasks that failed and were started again."),
     _counter("strata_log_lines_dropped_total", "", "Request log lines left out because the output was too slow."),

@@ -106,6 +106,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     cost_nano_usd: int = 0
     finish_reason: str = ""
     client: str = ""
+    trace_id: str = ""
     exception: str = ""
 
 
@@ -183,6 +184,7 @@ class RequestLog:
             cost_nano_usd,
             exchange.finish_reason,
             exchange.client,
+            f"{exchange.trace.trace_id:032x}" if exchange.trace is not None else "",
         )
         self.put(line)
 

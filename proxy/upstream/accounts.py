@@ -80,11 +80,15 @@ class Account:
         *,
         connect_seconds: float,
         deadline: float,
+        trace: bytes = b"",
     ) -> Awaitable[Response]:
-        """Sends, and waits for the answer's head. Raises UpstreamError; its `sent` says whether bytes may have left."""
+        """
+        Sends, and waits for the answer's head. Raises UpstreamError; its `sent` says whether bytes may have left.
+        `trace`: a header line that says which trace this is part of.
+        """
         fixed = self._heads.get(request.path) or self._remember_head(request)
         more = self._first_hop if not hints else self._forwarded(hints)
-        head = b"%b%bcontent-length: %d\r\n" % (fixed, more, len(body))
+        head = b"%b%b%bcontent-length: %d\r\n" % (fixed, more, trace, len(body))
         if self._credential is not None:
             return self._send_signed(self._credential, request, head, body, connect_seconds, deadline)
         return self.pool.send(self._origin, head + b"\r\n", body, connect_seconds=connect_seconds, deadline=deadline)

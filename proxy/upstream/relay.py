@@ -27,6 +27,7 @@ from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamReque
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
 from proxy.routing.retries import RetryBudget, backoff_seconds
+from proxy.telemetry.traceparent import header_line
 from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields
 from proxy.upstream.connections import Response
@@ -222,8 +223,14 @@ class Relay:
         now = self._clock()
         deadline = now + timeouts.total_seconds
         first_byte = min(deadline, now + timeouts.first_byte_seconds) if exchange.stream else deadline
+        trace = exchange.trace
         response = await account.send(
-            request, body, exchange.hints, connect_seconds=timeouts.connect_seconds, deadline=first_byte
+            request,
+            body,
+            exchange.hints,
+            connect_seconds=timeouts.connect_seconds,
+            deadline=first_byte,
+            trace=header_line(trace, attempt.number) if trace is not None else b"",
         )
         attempt.status, attempt.head = response.status, response.fields
         waited_until = time.monotonic_ns()
