@@ -14,7 +14,8 @@ from typing import NamedTuple
 from proxy.exchange import Trace
 
 SAMPLED = 1
-SPAN_IDS = 1 << 64
+SPAN_ID_BITS = 63
+"""Of a request's own: one bit less than there are, so that those counted on from it need no more than there are."""
 
 _HEADER = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
@@ -43,7 +44,7 @@ def child_id(trace: Trace, number: int) -> int:
     The id of one of the request's own spans. They are counted on from the request's, which is random: the same id is
     sent to a provider while the attempt runs and given to its span when all is over, and nobody has to keep it.
     """
-    return (trace.span_id + number) % SPAN_IDS or SPAN_IDS - 1
+    return trace.span_id + number
 
 
 def header_line(trace: Trace, number: int) -> bytes:

@@ -75,10 +75,10 @@ class Traces:
     def _begin(self, header: bytes) -> Trace:
         parent = traceparent.read(header) if header else None
         if parent is not None:
-            trace = Trace(parent.trace_id, traceparent.new_id(64), parent.span_id, parent.sampled)
+            trace = Trace(parent.trace_id, traceparent.new_id(traceparent.SPAN_ID_BITS), parent.span_id, parent.sampled)
         else:
             trace_id = traceparent.new_id(128)
-            trace = Trace(trace_id, traceparent.new_id(64), 0, trace_id & _LOW_BITS < self._bound)
+            trace = Trace(trace_id, traceparent.new_id(traceparent.SPAN_ID_BITS), 0, trace_id & _LOW_BITS < self._bound)
         trace.content = trace.sampled and self._settings.content
         return trace
 
