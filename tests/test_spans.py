@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxy.config import Deployment, Provider
 from proxy.config import Traces as Settings
 from proxy.config.presets import PRESETS, genai_name
+from proxy.edge.heads import read_head
 from proxy.errors import CallerError, PolicyError, UpstreamError
 from proxy.exchange import Attempt, Caller, Exchange, OwnKey, Trace, Usage
 from proxy.telemetry import traceparent
@@ -68,6 +69,14 @@ def test_a_later_version_may_say_more_and_this_one_may_not() -> None:
     assert traceparent.read(said % (b"01", b"-what.comes")) is not None
     assert traceparent.read(said % (b"00", b"-what.comes")) is None
     assert traceparent.read(said % (b"ff", b"")) is None
+    assert traceparent.read(said % (b"00", b" \t")) is not None  # what may stand at the end of any header line
+
+
+def test_said_twice_it_says_nothing() -> None:
+    said = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    for names in (["traceparent"], ["traceparent"] * 2, ["traceparent"] * 3):
+        head = read_head([(b"host", b"x"), *[(name.encode(), said.encode()) for name in names]], 1_000)
+        assert (traceparent.read(head.traceparent) is None) is (len(names) > 1)
 
 
 @given(st.integers(1, (1 << traceparent.SPAN_ID_BITS) - 1), st.integers(1, PLAN))

@@ -288,7 +288,7 @@ def test_nothing_is_exported_of_what_is_not_sampled(other: Callable[..., Gateway
 
 
 def flood(gateway: Gateway, requests: int) -> None:
-    chat = json.dumps({"model": "gpt", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    chat = json.dumps({"model": "sim/echo", "messages": [{"role": "user", "content": "Hi"}]}).encode()
     headers = {"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     for _ in range(requests):

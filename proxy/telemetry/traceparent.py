@@ -17,7 +17,7 @@ SAMPLED = 1
 SPAN_ID_BITS = 63
 """Of a request's own: one bit less than there are, so that those counted on from it need no more than there are."""
 
-_HEADER = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_HEADER = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?[ \t]*")
 
 
 class Parent(NamedTuple):
