@@ -1,6 +1,6 @@
 """
 `python -m bench.pieces`: what single pieces of the path cost, in this process alone: a price, a ceiling, the digest of
-a key, a turn at its limits, a request in the metrics and their page, and for each API a request translated, an answer
+a key, a turn at its limits, a request in the metrics and their page, a trace, and for each API a request translated, an answer
 and a chunk translated back.
 
 The least of several repeats counts: everything above it is the machine's noise. Requests and answers are the golden
@@ -22,6 +22,7 @@ from proxy.admission.limits import Limits, Standing
 from proxy.admission.turns import Turn, Turns, wanted_tokens
 from proxy.config import Config, Deployment, Model, Provider
 from proxy.config import Metrics as MetricsConfig
+from proxy.config import Traces as TraceSettings
 from proxy.dialects.openai import Envelope, stamp_completion
 from proxy.edge.replies import limit_lines
 from proxy.errors import GatewayError, UpstreamError
@@ -30,6 +31,9 @@ from proxy.metering.price_lines import price_of
 from proxy.metering.prices import PriceBook
 from proxy.providers import ChatRequest
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.spans import spans_of
+from proxy.telemetry.traceparent import header_line
+from proxy.telemetry.traces import Traces
 from proxy.upstream.answers import FRAMINGS
 from proxy.upstream.readers import TranslatedReader
 from tests.golden import CASES, Case
@@ -158,6 +162,20 @@ def _longest_slice_us(kept: Metrics, accept: str) -> float:
     return longest / 1e3
 
 
+def traces() -> Iterator[Piece]:
+    """On the event loop; encoding and sending are a thread's."""
+    begin = Traces(TraceSettings(endpoint="http://127.0.0.1:9", sample=0)).begin
+    assert begin is not None
+    trace = begin(b"")
+    assert trace is not None
+    done = Attempt(1, OPENAI, 3, outcome="ok", status=200, usage=Usage(20, output=30), ended_ns=4)
+    exchange = Exchange(bytes(16), "req_1", "chat", 0, 0, model="fast", attempts=[done], trace=trace)
+    trace.admitted_ns, trace.limited_ns = 1, 2
+    yield Piece("traces: begun", cost_us(lambda: begin(b"")))
+    yield Piece("traces: told to a provider", cost_us(lambda: header_line(trace, 1)))
+    yield Piece("traces: spans of a request", cost_us(lambda: spans_of(exchange, trace, 5, str)), "if it is sampled")
+
+
 def translation(api: str, cases: list[Case]) -> Iterator[Piece]:
     """What the translator of one API costs, over its golden cases that end well."""
     requests = [cost_us(work) for work in filter(None, map(_encoding, cases))]
@@ -240,6 +258,7 @@ def main() -> None:
         *money(),
         *limits(),
         *metrics(),
+        *traces(),
         *(piece for api, cases in by_api.items() for piece in translation(api, cases)),
     ]:
         print(f"{piece.name:32} {piece.microseconds:8.2f} µs   {piece.note}".rstrip())
