@@ -1,7 +1,7 @@
 """
 `python -m bench.pieces`: what single pieces of the path cost, in this process alone: a price, a ceiling, the digest of
-a key, a turn at its limits, a request in the metrics and their page, a trace, and for each API a request translated, an answer
-and a chunk translated back.
+a key, a turn at its limits, a request in the metrics and their page, a trace, and for each API a request translated, an
+answer and a chunk translated back.
 
 The least of several repeats counts: everything above it is the machine's noise. Requests and answers are the golden
 cases of the tests.
