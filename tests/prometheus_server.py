@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from tests.gateway import free_port
 
 START_SECONDS = 30.0
+ATTEMPTS = 3
 STOP_SECONDS = 20.0
 CONFIG = """\
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
@@ -35,6 +36,13 @@ class PrometheusServer:
         (folder / "prometheus.yaml").write_text(CONFIG.format(port=gateway_port))
 
     def start(self) -> PrometheusServer:
+        for _ in range(ATTEMPTS):
+            if self._started():
+                return self
+            self.port = free_port()  # somebody else took it in between
+        raise AssertionError(f"prometheus did not start: {(self._folder / 'prometheus.log').read_text()[-2000:]}")
+
+    def _started(self) -> bool:
         command = [
             self._program,
             f"--config.file={self._folder / 'prometheus.yaml'}",
@@ -47,10 +55,11 @@ class PrometheusServer:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError):
-                if self._get("/-/ready")[0] == 200:
-                    return self
+                if self._get("/-/ready")[0] == 200 and self._process.poll() is None:
+                    return True
             time.sleep(0.05)
-        raise AssertionError(f"prometheus did not start: {(self._folder / 'prometheus.log').read_text()[-2000:]}")
+        self.stop()
+        return False
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
