@@ -20,6 +20,7 @@ from proxy.commands import (
     audit,
     budgets,
     check,
+    demo,
     doctor,
     keys,
     ledger,
@@ -35,7 +36,7 @@ from proxy.commands.flags import Commands, Parser, Shared, failed, file_of, home
 from proxy.config.problems import ConfigError, Wrong, suggestion
 from proxy.errors import GatewayError
 
-MODULES = (keys, users, budgets, usage, request, ledger, prices, alerts, audit, vault, check, doctor, migrate)
+MODULES = (keys, users, budgets, usage, request, ledger, prices, alerts, audit, vault, check, doctor, demo, migrate)
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:

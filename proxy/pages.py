@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
+from proxy.admission.keyring import static_names
 from proxy.edge.alerts import AlertsPage
 from proxy.edge.audit import AuditPage
 from proxy.edge.auth import AuthPage
@@ -67,7 +68,7 @@ def pages(gateway: Gateway) -> list[Route]:
         Route("/api/prices", price_list.show),
         Route("/api/requests", requests.list),
         Route("/api/requests/{id:path}", requests.show),
-        Route("/api/usage", UsagePage(callers, database).show),
+        Route("/api/usage", UsagePage(callers, database, static_names(config.keys.static)).show),
         Route("/healthz", ops.healthz),
         Route("/readyz", ops.readyz),
         Route("/v1/models", models.list),

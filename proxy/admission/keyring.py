@@ -248,11 +248,20 @@ def _before_rotation(row: KeyRow) -> KeyRow:
     return msgspec.structs.replace(row, digest=row.previous_digest, expires_at=min(ends), replaced=True)
 
 
+def static_names(static: Sequence[StaticKey]) -> dict[str, str]:
+    """Ids of the configuration's keys, with their names: the same on every start and every replica."""
+    return {_static_id(key): key.name for key in static}
+
+
+def _static_id(key: StaticKey) -> str:
+    return str(uuid.uuid5(STATIC_NAMESPACE, f"key:{key.name}"))
+
+
 def _static_rows(static: Sequence[StaticKey], pepper: bytes, pepper_id: str, now: float) -> list[KeyRow]:
-    """Keys of the configuration as rows. Their ids come from their names: the same on every start and every replica."""
+    """Keys of the configuration as rows."""
     rows = []
     for key in static:
-        key_id = str(uuid.uuid5(STATIC_NAMESPACE, f"key:{key.name}"))
+        key_id = _static_id(key)
         budgets: tuple[Budget, ...] = ()
         if key.budget_nano_usd is not None:
             budget_id = str(uuid.uuid5(STATIC_NAMESPACE, f"budget:{key.name}"))

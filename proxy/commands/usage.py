@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from proxy.admission.keyring import static_names
 from proxy.commands import data
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of
 from proxy.commands.tables import aligned, exact_dollars, plain, to_json
@@ -50,10 +51,12 @@ def _usage(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
     except Unanswerable as error:
         raise Wrong(f"--{error.word} {error.why}.") from None
+    config = config_of(args, environ)
+    static = static_names(config.keys.static)
     report = data.run(
-        config_of(args, environ),
+        config,
         home_of(args, environ),
-        lambda db: _read(db, question, to_the_end=whole and args.limit is None),
+        lambda db: _read(db, question, static, to_the_end=whole and args.limit is None),
     )
     if args.csv:
         sys.stdout.write(to_csv(report).replace("\r\n", "\n"))
@@ -64,14 +67,14 @@ def _usage(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def _read(db: Database, question: Question, *, to_the_end: bool) -> Report:
+async def _read(db: Database, question: Question, static: Mapping[str, str], *, to_the_end: bool) -> Report:
     """All pages as one if `to_the_end`, of one moment."""
     async with db.transaction(timeout_seconds=SECONDS) as connection:
         await connection.execute(SNAPSHOT)
-        first = report = await answer(connection, question)
+        first = report = await answer(connection, question, static)
         lines = list(report.lines)
         while to_the_end and report.after is not None:
-            report = await answer(connection, msgspec.structs.replace(question, after=report.after))
+            report = await answer(connection, msgspec.structs.replace(question, after=report.after), static)
             lines += report.lines
     return msgspec.structs.replace(first, lines=lines, after=report.after)
 

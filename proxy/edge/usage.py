@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -28,9 +28,11 @@ NEXT_CURSOR = "x-strata-next-cursor"
 class UsagePage:
     """An admin sees everything, people their own and their team's, a key its own; and no sign of the others."""
 
-    def __init__(self, callers: Callers, database: Database) -> None:
+    def __init__(self, callers: Callers, database: Database, static: Mapping[str, str]) -> None:
         self._callers = callers
         self._database = database
+        self._static = static
+        """Names of the configuration's keys by their ids."""
         self._turn = asyncio.Semaphore(1)
         """One report at a time: the other connections are for requests, budgets and the ledger."""
 
@@ -43,7 +45,7 @@ class UsagePage:
         except Unanswerable as error:
             raise wrong(error.word, error.why) from None
         async with self._own_turn(), self._database.acting_as(caller, timeout_seconds=SECONDS) as connection:
-            report = await answer(connection, question)
+            report = await answer(connection, question, self._static)
         if not as_csv:
             return json_answer(to_object(report))
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}

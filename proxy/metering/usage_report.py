@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -51,8 +52,17 @@ class Report(msgspec.Struct, frozen=True):
     """Whether a period begins within an hour of what is kept."""
 
 
-async def answer(connection: Connection, question: Question) -> Report:
-    """One page, of what the connection's role may see."""
+async def answer(
+    connection: Connection, question: Question, static: Mapping[str, str] = MappingProxyType({})
+) -> Report:
+    """
+    One page, of what the connection's role may see. `static`: id -> name of the keys of the configuration, which the
+    database does not know.
+    """
+    narrowed = question.narrowed
+    ids = {name: id for id, name in static.items()}
+    if narrowed.key in ids:
+        narrowed = msgspec.structs.replace(narrowed, key=ids[narrowed.key])
     periods = question.periods()
     cuts = [max(full_hour(start), question.since) for start in periods] + [question.until]
     needed = pieces(cuts)
@@ -61,13 +71,13 @@ async def answer(connection: Connection, question: Question) -> Report:
         days=needed.days,
         hours=needed.hours,
         by=question.by,
-        narrowed=question.narrowed,
+        narrowed=narrowed,
         by_time=question.granularity is not None,
         after=question.after,
         limit=question.limit + 1,
     )
     spans = list(zip(periods, [*periods[1:], question.until], strict=True))
-    lines = [_line(question, row, *spans[row["period"]]) for row in rows[: question.limit]]
+    lines = [_line(question, row, static, *spans[row["period"]]) for row in rows[: question.limit]]
     after = None
     if len(rows) > question.limit:
         last = rows[question.limit - 1]
@@ -124,7 +134,9 @@ def _columns(question: Question) -> Iterator[str]:
     yield from (*COUNTS, "cost_usd")
 
 
-def _line(question: Question, row: Mapping[str, Any], start: datetime, end: datetime) -> dict[str, Any]:
+def _line(
+    question: Question, row: Mapping[str, Any], static: Mapping[str, str], start: datetime, end: datetime
+) -> dict[str, Any]:
     line: dict[str, Any] = {}
     if question.granularity is not None:
         begun = start if full_hour(start) >= question.since else question.since
@@ -135,6 +147,8 @@ def _line(question: Question, row: Mapping[str, Any], start: datetime, end: date
             id = row[f"{name}_id"]
             line[f"{name}_id"] = None if id == NOBODY else id
         line[name] = row[name]
+        if name == "key" and row["key"] is None:
+            line[name] = static.get(row["key_id"])
     return line | _counted(row)
 
 
