@@ -67,6 +67,7 @@ from proxy.storage.redis import Redis
 from proxy.storage.root import WrongMasterKey, unlock
 from proxy.storage.sessions import CHANNEL as PEOPLE
 from proxy.storage.vault import Vault
+from proxy.telemetry.bodies import Bodies
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.traces import Traces
@@ -133,12 +134,13 @@ class Gateway:
         self.prices = PriceBook(config.prices)
         self.history = History(self.database, config.history)
         self.traces = Traces(config.traces, request_log.masked)
+        self.bodies = Bodies(config.logging.bodies, request_log)
         self.meter = Meter(
             self.journal,
             self.prices,
             offer=self.shipper.offer,
             on_settled=(self._settled,),
-            on_closed=(self._closed, self.history.note, *self.traces.listeners),
+            on_closed=(self._closed, self.history.note, *self.traces.listeners, *self.bodies.listeners),
         )
         self.resting = Resting(config.rest, self._deployment_changed)
         self.pace, self.headroom = Pace(), Headroom()
@@ -199,6 +201,7 @@ class Gateway:
             self.meter,
             started=self.metrics.request_started,
             begin_trace=self.traces.begin,
+            keep_bodies=self.bodies.wanted,
             full_headers=self.config.server.response_headers == "full",
         )
         self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))

@@ -8,6 +8,7 @@ wall clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -147,8 +148,6 @@ class Trace(msgspec.Struct):
     admitted_ns: int = 0
     limited_ns: int = 0
     """When it had been let in, and let pass by its limits, if there are any."""
-    asked: list[dict[str, Any]] | None = None
-    answered: str = ""
 
 
 class Attempt(msgspec.Struct):
@@ -241,6 +240,10 @@ class Exchange(msgspec.Struct):
     plan: Plan | None = None
     trace: Trace | None = None
     """None: there are no traces here."""
+    asked: dict[str, Any] | None = None
+    """The body of the request, if the operator wants it in spans or in the log; …"""
+    answered: Sequence[dict[str, Any]] = ()
+    """… and then the messages of the answer. A stream is one, with all its text as it came, and as far as it came."""
 
     @property
     def served(self) -> Attempt | None:

@@ -24,7 +24,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown key, nothing near": (
         "logging: {zzz: 1}",
-        ['1:11 error unknown key "zzz" in logging. Known: level, format.'],
+        ['1:11 error unknown key "zzz" in logging. Known: level, format, bodies.'],
     ),
     "unknown key, in defaults": (
         "defaults: {zzz: 1}",

@@ -115,6 +115,7 @@ def test_a_set_up_that_is_fit_has_nothing_to_be_told(doctor: Doctor, hosted_dsn:
         ("models: {dark: openai/nobody-knows}", {}, "configuration", "openai/nobody-knows has no price"),
         ("server: {max_in_flight: 1000000}", {}, "open files", "ulimit -n 2000200"),
         ("keys: {static: [{name: ci, key: '${OPENAI_API_KEY}'}]}", {}, "budgets", "1 key without a budget (ci)"),
+        ("logging: {bodies: full}", {}, "bodies", "the log holds prompts and answers of every request; set it to none"),
     ],
 )
 def test_what_is_not_fit_for_others_is_a_warning_and_in_production_a_failure(

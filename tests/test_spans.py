@@ -180,8 +180,9 @@ def test_tokens_are_sums_and_their_parts() -> None:
 def test_what_is_wanted_of_content_is_bounded() -> None:
     asked: list[dict[str, Any]] = [{"role": "assistant", "content": None, "tool_calls": [{}]}]
     asked += [{"role": "user", "content": "word " * 1_000}] * 100
-    trace = Trace(1, 2, sampled=True, admitted_ns=1_100, asked=asked, answered="word " * 100_000)
-    attributes = spans(exchange(), trace)["attempt 1"].attributes
+    one = exchange()
+    one.asked, one.answered = {"messages": asked}, [{"role": "assistant", "content": "word " * 100_000}]
+    attributes = spans(one, Trace(1, 2, sampled=True, content=True, admitted_ns=1_100))["attempt 1"].attributes
     for name in ("gen_ai.input.messages", "gen_ai.output.messages"):
         assert len(str(attributes[name])) == MAX_CONTENT_CHARS
 

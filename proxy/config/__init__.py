@@ -317,6 +317,8 @@ class Traces(Struct, frozen=True, kw_only=True):
 class Logging(Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "pretty"] = "auto"
+    bodies: Literal["none", "errors", "redacted", "full"] = "none"
+    """What is asked and answered: of nobody, of what failed, of all without its text, of all."""
 
 
 class Ledger(Struct, frozen=True, kw_only=True):

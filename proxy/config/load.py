@@ -80,6 +80,7 @@ _METRICS: Keys = {
 _LOGGING: Keys = {
     "level": Key("level", choice("debug", "info", "warning", "error")),
     "format": Key("format", choice("auto", "json", "pretty")),
+    "bodies": Key("bodies", choice("none", "errors", "redacted", "full")),
 }
 _LEDGER: Keys = {
     "fsync_interval": Key("fsync_interval_seconds", duration(0, 10)),

@@ -48,6 +48,7 @@ class Chat:
         *,
         started: Callable[[str], None],
         begin_trace: Callable[[bytes], Trace | None] | None = None,
+        keep_bodies: bool = False,
         full_headers: bool = True,
         endpoint: str = "chat",
     ) -> None:
@@ -59,6 +60,8 @@ class Chat:
         self._meter = meter
         self._started = started
         self._begin_trace = begin_trace
+        self._keep_bodies = keep_bodies
+        """Whether the log wants them."""
         self._full_headers = full_headers
         self._endpoint = endpoint
 
@@ -70,13 +73,15 @@ class Chat:
             if caller.role != "key":
                 require(caller, "POST", PATH)
             chat = dialect.decode(_json_body(lane))
+            if self._keep_bodies:
+                exchange.asked = chat
             exchange.stream = bool(chat.get("stream"))
             _take_wishes(exchange, chat)
             model = exchange.resolved = self._router.find(chat["model"])
             exchange.model = chat["model"]
             self._gate.allow(caller, exchange.model)
             if exchange.trace is not None:
-                _note_admitted(exchange.trace, chat)
+                _note_admitted(exchange, exchange.trace, chat)
             limits = b""
             if caller.limits or self._limits.by_model:
                 limits = await self._take_turn(exchange, caller, model, wanted_tokens(chat, len(lane.body)))
@@ -142,8 +147,8 @@ class Chat:
         exchange.client_left = lane.gone
         if attempt.source == "counted":
             await self._meter.count(attempt)
-        if exchange.trace is not None and exchange.trace.content:
-            exchange.trace.answered = answer.text()
+        if exchange.asked is not None:
+            exchange.answered = answer.messages()
         self._meter.settle(exchange, attempt)
         cost = _cost_usd(attempt)
         if answer.completion is None:
@@ -172,19 +177,27 @@ class Chat:
                     await lane.drained()
         except BaseException as error:
             answer.abandon(error)
+            _keep_answer(exchange, answer.attempt)
             if answer.attempt.source == "counted" and isinstance(error, GatewayError):
                 await self._meter.count(answer.attempt)
             raise
+        _keep_answer(exchange, answer.attempt)
         if answer.attempt.source == "counted":
             await self._meter.count(answer.attempt)
         self._meter.settle(exchange, answer.attempt)
         lane.finish(_told(exchange) + answer.ending(_cost_usd(answer.attempt)))
 
 
-def _note_admitted(trace: Trace, chat: ChatRequest) -> None:
+def _note_admitted(exchange: Exchange, trace: Trace, chat: ChatRequest) -> None:
     trace.admitted_ns = time.monotonic_ns()
     if trace.content:
-        trace.asked = list(chat["messages"])
+        exchange.asked = chat
+
+
+def _keep_answer(exchange: Exchange, attempt: Attempt) -> None:
+    """Before the text of a stream is counted, and forgotten."""
+    if exchange.asked is not None and attempt.delivered_text:
+        exchange.answered = [{"role": "assistant", "content": "".join(attempt.delivered_text)}]
 
 
 def _leave(exchange: Exchange) -> None:

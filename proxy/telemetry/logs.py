@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -108,6 +108,9 @@ class Line(msgspec.Struct, omit_defaults=True):
     client: str = ""
     trace_id: str = ""
     exception: str = ""
+    asked: Any = None
+    answered: Any = None
+    """The bodies, on lines of `strata.bodies` only; built, bounded and masked there."""
 
 
 class RequestLog:
@@ -159,7 +162,7 @@ class RequestLog:
                 input_tokens, output_tokens = last.usage.prompt, last.usage.completion
         # By position: one call costs a third of what naming or setting each field does.
         line = Line(
-            _timestamp(exchange.started_at_ms),
+            timestamp(exchange.started_at_ms),
             "info",
             "strata.access",
             "request",
@@ -193,7 +196,8 @@ class RequestLog:
         return mask(self._hide(text))
 
     def put(self, line: Line) -> None:
-        if len(self._waiting) >= self._limit_bytes:
+        # bodies are long, and must not take the room of what matters more
+        if len(self._waiting) >= (self._limit_bytes if line.asked is None else self._limit_bytes // 2):
             self.dropped += 1
             return
         text = self._text(line)
@@ -260,7 +264,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = Line(
-                _timestamp(int(record.created * 1000)), record.levelname.lower(), record.name, record.getMessage()
+                timestamp(int(record.created * 1000)), record.levelname.lower(), record.name, record.getMessage()
             )
             for field in FIELDS:
                 value = record.__dict__.get(field)
@@ -271,7 +275,7 @@ class _Handler(logging.Handler):
             self.log.put(line)
         except Exception:  # a log call never breaks its caller: logging's own rule
             text = f"a log line could not be built from {record.msg!r}"
-            self.log.put(Line(_timestamp(int(record.created * 1000)), "error", record.name, text))
+            self.log.put(Line(timestamp(int(record.created * 1000)), "error", record.name, text))
 
 
 def configure(
@@ -310,7 +314,7 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _timestamp(at_ms: int) -> str:
+def timestamp(at_ms: int) -> str:
     """RFC 3339 in UTC, with milliseconds."""
     seconds, ms = divmod(at_ms, 1000)
     return f"{_second(seconds)}.{ms:03d}Z"
@@ -318,6 +322,8 @@ def _timestamp(at_ms: int) -> str:
 
 def _pretty(line: Line) -> str:
     extra = "".join(f" {field}={getattr(line, field)}" for field in FIELDS if getattr(line, field))
+    for field, body in (("asked", line.asked), ("answered", line.answered)):
+        extra += f" {field}={msgspec.json.encode(body).decode()}" if body else ""
     text = f"{line.ts[11:23]} {line.level:<7} {escape(line.message + extra)}"
     for row in line.exception.splitlines():
         text += f"\n    {escape(row)}"

@@ -144,7 +144,7 @@ def _of_attempt(
     if attempt is exchange.attempts[-1]:
         if exchange.finish_reason and not failed:
             said["gen_ai.response.finish_reasons"] = (exchange.finish_reason,)
-        _add_content(said, trace, attempt, masked)
+        _add_content(said, exchange, trace, masked)
     return Span(
         f"{exchange.endpoint} {deployment.model}",
         "client",
@@ -172,12 +172,13 @@ def _add_usage(said: dict[str, Value], attempt: Attempt) -> None:
             said[f"gen_ai.usage.{name}"] = tokens
 
 
-def _add_content(said: dict[str, Value], trace: Trace, attempt: Attempt, masked: Callable[[str], str]) -> None:
-    """Only what was kept, and it is kept only if it is wanted."""
-    if trace.asked is None:
+def _add_content(said: dict[str, Value], exchange: Exchange, trace: Trace, masked: Callable[[str], str]) -> None:
+    """Only what was kept, and only if it is wanted here: the log may want it too."""
+    if not trace.content or exchange.asked is None:
         return
-    said["gen_ai.input.messages"] = _shortened(_beginning(trace.asked), masked)
-    answer = trace.answered or "".join(attempt.delivered_text)
+    said["gen_ai.input.messages"] = _shortened(_beginning(exchange.asked["messages"]), masked)
+    texts = [one["content"] for one in exchange.answered if isinstance(one.get("content"), str)]
+    answer = "\n".join(texts)
     if answer:
         said["gen_ai.output.messages"] = _shortened([{"role": "assistant", "parts": _parts(answer)}], masked)
 

@@ -129,10 +129,10 @@ class WholeAnswer:
                 raise bad_response("The provider's answer has choices that are none.") from None
         return self._choices
 
-    def text(self) -> str:
-        """What it says, without reasoning and calls."""
-        said = [choice.message.content for choice in self.choices() if choice.message is not None]
-        return "\n".join([text for text in said if isinstance(text, str)])
+    def messages(self) -> list[dict[str, Any]]:
+        """What it says, choice by choice."""
+        said = [choice.message for choice in self.choices() if choice.message is not None]
+        return [{"role": "assistant", **msgspec.structs.asdict(message)} for message in said]
 
     def with_cost(self, cost: float | None, notices: Sequence[Notice] = ()) -> bytes:
         """The undecoded answer, with `usage.cost` and, if there are any, `strata.notices`."""

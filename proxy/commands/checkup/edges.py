@@ -29,6 +29,7 @@ def look_at_edges(config: Config) -> Iterator[Finding]:
     if server.tls is not None:
         yield _certificate(server.tls)
     yield _metrics(config)
+    yield _bodies(config)
     yield _running(server)
 
 
@@ -97,6 +98,17 @@ def _metrics(config: Config) -> Finding:
         f"whoever reaches {host} reads {metrics.path}, names of keys and models included: set telemetry.metrics.token, "
         "or server.admin with metrics: true.",
     )
+
+
+def _bodies(config: Config) -> Finding:
+    bodies = config.logging.bodies
+    if bodies in ("none", "redacted"):
+        return ok("bodies", "no text of prompts and answers is in the log.")
+    whose = "of whatever fails" if bodies == "errors" else "of every request"
+    said = f"logging.bodies is {bodies}: the log holds prompts and answers {whose}"
+    if bodies == "errors":
+        return ok("bodies", f"{said}.")
+    return warn("bodies", f"{said}; set it to none, errors or redacted unless whoever reads the log may read them.")
 
 
 def _running(server: Server) -> Finding:
