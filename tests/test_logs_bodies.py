@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -291,6 +292,28 @@ def line_of(mode: Mode, asked: dict[str, Any], answer: str = "", pretty: bool = 
     for tell in bodies.listeners:
         tell(exchange)
     return out.getvalue()
+
+
+def test_bodies_are_written_at_every_level_and_take_half_of_the_room_at_most() -> None:
+    out = io.StringIO()
+    log = RequestLog(out, access=False, limit_bytes=10_000)
+    bodies = Bodies("full", log)
+    asked = {"messages": [{"role": "user", "content": "a b " * 100}]}
+
+    async def write_many() -> None:
+        running = asyncio.create_task(log.run())
+        await asyncio.sleep(0)
+        for _ in range(100):
+            bodies.note(Exchange(bytes(16), "req_" + "a" * 20, "chat", 1_700_000_000_123, 0, asked=asked))
+        assert log.dropped > 80
+        log.put(Line("", "info", "strata.access", "a request"))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(write_many())
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["logger"] for line in lines] == ["strata.bodies"] * (100 - log.dropped) + ["strata.access"]
+    assert 5_000 <= len(out.getvalue()) < 6_500
 
 
 def test_what_is_long_is_cut_with_a_mark_and_a_secret_at_the_cut_is_hidden() -> None:
