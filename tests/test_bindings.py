@@ -159,3 +159,15 @@ async def test_a_mistake_of_ours_is_logged_and_the_next_poll_reads_on(
     await until(lambda: [budget.limit_nano_usd for budget in bindings.everybody] == [500])
     await bindings.close()
     assert "could not be read" in caplog.text
+
+
+async def test_while_the_database_is_away_what_was_read_goes_on_and_nobody_is_alarmed(
+    db: Database, running: Callable[..., object], caplog: pytest.LogCaptureFixture
+) -> None:
+    bindings = await running(GLOBAL)  # type: ignore[misc]
+    before = bindings.everybody
+    await db.close()
+    bindings.on_notice("")
+    await until(lambda: bindings.failures_total == 1)
+    assert bindings.everybody == before != ()
+    assert [record for record in caplog.records if record.name == "strata.admission"] == []

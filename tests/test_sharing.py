@@ -62,7 +62,7 @@ async def test_workers_whose_clocks_are_an_hour_apart_count_as_one(server: Redis
         began = time.monotonic()
         passed = sum([sum([await worker.passes(limit) for worker in made]) for _ in range(250)])
         refilled = int((time.monotonic() - began) * 10) + 1
-        assert 590 <= passed <= 600 + refilled
+        assert 540 <= passed <= 600 + refilled  # three times as many, or a third, if the clocks counted
         await asyncio.sleep(0.5)
         assert any([await worker.passes(limit) for worker in made])
 
