@@ -1,5 +1,6 @@
 """
-The composition root: a config goes in, a running gateway comes out. With `pages`, the only file that knows every room.
+The composition root: a config goes in, a running gateway comes out. With `pages` and
+`stories`, the only file that knows every room.
 
 Uvicorn's lifespan starts and stops a `Gateway`. Nothing here has an `if` about a request.
 """
@@ -32,7 +33,6 @@ from proxy.admission.sharing import Shared
 from proxy.config import Config, Server
 from proxy.edge.addresses import TrustedProxies
 from proxy.edge.browsers import Origins
-from proxy.edge.chat import Chat
 from proxy.edge.hosts import Hosts
 from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.site import sites
@@ -67,6 +67,7 @@ from proxy.storage.redis import Redis
 from proxy.storage.root import WrongMasterKey, unlock
 from proxy.storage.sessions import CHANNEL as PEOPLE
 from proxy.storage.vault import Vault
+from proxy.stories import HOT_PATHS, stories
 from proxy.telemetry.bodies import Bodies
 from proxy.telemetry.logs import RequestLog
 from proxy.telemetry.metrics import Metrics
@@ -75,13 +76,10 @@ from proxy.upstream.accounts import Account
 from proxy.upstream.elsewhere import Elsewhere
 from proxy.upstream.headroom import Headroom
 from proxy.upstream.own_keys import OwnKeys
-from proxy.upstream.relay import Relay
 from proxy.upstream.remote_files import RemoteFiles
-from proxy.upstream.reserve import Reserve
 
 log = logging.getLogger("strata.app")
 
-CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
 DRAIN_SECONDS = 10.0
 LIMITS = {"policy_rate_limited": "rpm", "policy_budget_exceeded": "budget"}
 """Which limit refused a request, by the error that it got."""
@@ -181,30 +179,7 @@ class Gateway:
         port = await self.sim.start()
         for provider in self.config.providers.values():
             self.accounts[provider.name] = Account(located(provider, port))
-        block_unpriced = self.config.prices.on_missing == "block"
-        relay = Relay(
-            self.accounts,
-            self.meter,
-            self.prices,
-            self.resting,
-            Reserve(self.prices, self.budgets.hold, self.bindings.providers, block_unpriced=block_unpriced),
-            self.metrics,
-            dice=random.random,
-            files=self.files,
-            own_keys=self.own_keys,
-        )
-        chat = Chat(
-            self.gate,
-            self.turns,
-            self.router,
-            relay,
-            self.meter,
-            started=self.metrics.request_started,
-            begin_trace=self.traces.begin,
-            keep_bodies=self.bodies.wanted,
-            full_headers=self.config.server.response_headers == "full",
-        )
-        self.door.hot.update(dict.fromkeys(CHAT_PATHS, chat.serve))
+        self.door.hot.update(stories(self))
         self.traces.start()
         self._start_rounds()
         self.journal.open()
@@ -265,7 +240,7 @@ class Gateway:
 
     def app(self) -> ASGIApp:
         """The Starlette side: every route but the hot ones."""
-        return sites(pages(self), [path.decode() for path in CHAT_PATHS], self._lifespan, self.config)
+        return sites(pages(self), [path.decode() for path in HOT_PATHS], self._lifespan, self.config)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:

@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from proxy.admission.accounts.tokens import Tokens
-from proxy.app import CHAT_PATHS, Gateway
+from proxy.app import Gateway
 from proxy.config.load import load
 from proxy.edge.access import ACCESS, Access
 from proxy.edge.callers import Callers
 from proxy.errors import GatewayError, Unauthenticated
 from proxy.exchange import Caller
 from proxy.pages import pages
+from proxy.stories import HOT_PATHS
 from proxy.telemetry.logs import RequestLog
 from tests.access import TARGET, table
 
@@ -40,7 +41,7 @@ def routes(tmp_path: Path) -> list[Route]:
 
 def test_every_route_has_its_line_and_every_line_its_route(tmp_path: Path) -> None:
     made = {(method, route.path) for route in routes(tmp_path) for method in (route.methods or ()) if method != "HEAD"}
-    made |= {("POST", path.decode()) for path in CHAT_PATHS}
+    made |= {("POST", path.decode()) for path in HOT_PATHS}
     assert made == {(access.method, access.path) for access in ACCESS}
 
 
