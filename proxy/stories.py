@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from proxy.edge.chat import Chat
 from proxy.edge.desk import Desk
+from proxy.edge.embeddings import Embeddings
 from proxy.edge.lane import Story
 from proxy.upstream.accounts import Account
 from proxy.upstream.relay import Relay
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from proxy.app import Gateway
 
 CHAT_PATHS = (b"/v1/chat/completions", b"/chat/completions")
-HOT_PATHS = CHAT_PATHS
+EMBEDDINGS_PATHS = (b"/v1/embeddings", b"/embeddings")
+HOT_PATHS = CHAT_PATHS + EMBEDDINGS_PATHS
 
 
 def stories(gateway: Gateway) -> dict[bytes, Story]:
@@ -29,6 +31,9 @@ def stories(gateway: Gateway) -> dict[bytes, Story]:
     full_headers = config.server.response_headers == "full"
     block_unpriced = config.prices.on_missing == "block"
     reserve = Reserve(gateway.prices, gateway.budgets.hold, gateway.bindings.providers, block_unpriced=block_unpriced)
+    embedding = {
+        name: account for name, one in gateway.accounts.items() if (account := one.for_embeddings()) is not None
+    }
     chat = Chat(
         gateway.gate,
         _desk(gateway, "chat"),
@@ -39,7 +44,17 @@ def stories(gateway: Gateway) -> dict[bytes, Story]:
         keep_bodies=gateway.bodies.wanted,
         full_headers=full_headers,
     )
+    embeddings = Embeddings(
+        gateway.gate,
+        _desk(gateway, "embeddings"),
+        gateway.router,
+        _relay(gateway, embedding, reserve),
+        gateway.meter,
+        embedding,
+        full_headers=full_headers,
+    )
     told: dict[bytes, Story] = dict.fromkeys(CHAT_PATHS, chat.serve)
+    told |= dict.fromkeys(EMBEDDINGS_PATHS, embeddings.serve)
     return told
 
 

@@ -16,7 +16,7 @@ import msgspec
 from proxy.dialects.bodies import decode_object
 from proxy.dialects.chat_shape import ChatShape
 from proxy.errors import CallerError
-from proxy.providers import ChatRequest, Chunk, Completion, Notice
+from proxy.providers import ChatRequest, Chunk, Completion, Json, Notice
 
 _encode = msgspec.json.Encoder().encode
 
@@ -34,9 +34,14 @@ STORED_FIELDS = ("model", "user", "safety_identifier", "prompt_cache_key", "meta
 
 def decode(body: bytes) -> ChatRequest:
     """The request in `body`, validated. Raises CallerError with `param`, before anything is spent."""
+    return decode_as(body, ChatShape)
+
+
+def decode_as(body: bytes, shape: type[msgspec.Struct]) -> Json:
+    """A request of another shape, held to the same rules."""
     chat = decode_object(body)
     try:
-        msgspec.convert(chat, ChatShape)
+        msgspec.convert(chat, shape)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     if not CONTROL_FIELDS.isdisjoint(chat):

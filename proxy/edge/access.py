@@ -33,6 +33,8 @@ class Access(NamedTuple):
 ACCESS = (
     Access("POST", "/v1/chat/completions", "no", "all", "no", "all", "all"),
     Access("POST", "/chat/completions", "no", "all", "no", "all", "all"),
+    Access("POST", "/v1/embeddings", "no", "all", "no", "all", "all"),
+    Access("POST", "/embeddings", "no", "all", "no", "all", "all"),
     Access("GET", "/v1/models", "no", "all", "all", "all", "all"),
     Access("GET", "/models", "no", "all", "all", "all", "all"),
     Access("GET", "/v1/models/{id:path}", "no", "all", "all", "all", "all"),

@@ -111,6 +111,12 @@ class Meter:
             attempt.source = "counted"
             attempt.delivered_text.clear()
 
+    async def count_input(self, attempt: Attempt, text: str, tokens: int) -> None:
+        """Of an answer without a text of its own, and without a usage: what was sent, on top of `tokens` known."""
+        counted = tokens + (await self._tokenizer.count_exactly(text) if text else 0)
+        if not attempt.settled:
+            attempt.usage, attempt.source = Usage(counted), "counted"
+
     def settle(self, exchange: Exchange, attempt: Attempt) -> None:
         """Prices the attempt, writes its row, and tells budgets and telemetry. One never dispatched costs nothing."""
         if attempt.settled:

@@ -14,7 +14,7 @@ import re
 import msgspec
 
 from proxy.errors import CallerError, GatewayFault
-from proxy.providers import ChatRequest, Target, UpstreamRequest, openai
+from proxy.providers import ChatRequest, Json, Target, UpstreamRequest, openai
 
 DATED = re.compile(r"20\d\d-\d\d-\d\d(-preview)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,15 +30,20 @@ class Translator(openai.Translator):
 
     def encode_request(self, chat: ChatRequest, target: Target) -> UpstreamRequest:
         request = super().encode_request(chat, target)
-        return msgspec.structs.replace(request, path=_path(target.model, target.options.get("api_version", "")))
+        return msgspec.structs.replace(request, path=_path(target, "chat/completions"))
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        request = super().encode_embeddings(asked, target)
+        return msgspec.structs.replace(request, path=_path(target, "embeddings"))
 
 
-def _path(deployment: str, version: str) -> str:
+def _path(target: Target, operation: str) -> str:
+    deployment, version = target.model, target.options.get("api_version", "")
     if not _NAME.fullmatch(deployment):
         # it becomes part of an address, and a pattern lets the client choose it
         raise CallerError("model is not the name of an Azure deployment: letters, digits, ., - and _.", param="model")
     if DATED.fullmatch(version):
-        return f"/openai/deployments/{deployment}/chat/completions?api-version={version}"
+        return f"/openai/deployments/{deployment}/{operation}?api-version={version}"
     if version not in ("", "v1", "preview"):
         raise GatewayFault(
             "This provider's api_version is not one of Azure's: mend it in config.yaml, as 2024-10-21 or preview, "
@@ -47,4 +52,4 @@ def _path(deployment: str, version: str) -> str:
             code="gateway_config",
             error_type="gateway_config",
         )
-    return "/openai/v1/chat/completions" + ("?api-version=preview" if version == "preview" else "")
+    return f"/openai/v1/{operation}" + ("?api-version=preview" if version == "preview" else "")

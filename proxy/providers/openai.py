@@ -15,6 +15,7 @@ import msgspec
 from proxy.errors import StreamTruncated, UpstreamError
 from proxy.providers import ChatRequest, Chunk, Completion, Event, Json, Target, UpstreamRequest, quirks
 from proxy.providers.chunks import FINISH_REASONS, ChunkWriter, settled_finish
+from proxy.providers.embeddings import decode_list
 from proxy.providers.faults import bad_response, stream_error, upstream_error
 from proxy.providers.usage import openai_usage
 
@@ -71,6 +72,13 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        body = {name: value for name, value in asked.items() if name not in GATEWAY_FIELDS}
+        return UpstreamRequest(path="/embeddings", body={**body, "model": target.model})
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_list(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return upstream_error(status, headers, body)

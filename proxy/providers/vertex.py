@@ -29,6 +29,7 @@ from proxy.providers import (
 from proxy.providers import StreamDecoder as Decoder
 from proxy.providers.faults import upstream_error
 from proxy.providers.gemini.content import takes_url
+from proxy.providers.gemini.embeddings import decode_cloud, encode_cloud
 from proxy.providers.gemini.models import read_model
 from proxy.providers.gemini.requests import encode_chat
 
@@ -63,6 +64,18 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        place = _place(target.options)
+        model = read_model(target.model, cloud=True)
+        if model.name.startswith("claude"):
+            raise CallerError("Claude makes no embeddings; ask for an embedding model.", param="model")
+        request = encode_cloud(asked, model)
+        publisher = "" if model.name.startswith("endpoints/") else "/publishers/google"
+        return msgspec.structs.replace(request, path=f"{place}{publisher}{request.path}")
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_cloud(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return upstream_error(status, headers, body)

@@ -7,6 +7,7 @@ Accounts with the keys of users share their provider's pool: a connection knows 
 
 from __future__ import annotations
 
+import copy
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +19,7 @@ from proxy.errors import GatewayFault, UpstreamError
 from proxy.exchange import OwnKey
 from proxy.hiding import Hiding, secrets_of
 from proxy.providers import UpstreamRequest, load
+from proxy.providers.embeddings import embedder
 from proxy.upstream.connections import Origin, Pool, Response
 from proxy.upstream.credentials import Credential, Outgoing, Surroundings, authorise
 
@@ -30,6 +32,9 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*")
 
 
 class Account:
+    embeds = False
+    """It is asked for embeddings: see `for_embeddings`."""
+
     def __init__(
         self,
         provider: Provider,
@@ -71,6 +76,16 @@ class Account:
             max_response_bytes=provider.max_response_bytes,
             ssl_context=ssl_context,
         )
+
+    def for_embeddings(self) -> Account | None:
+        """The same account, with the same pool and credential, where embeddings are asked; None: its API has none."""
+        translator = embedder(self.translator)
+        if translator is None:
+            return None
+        twin = copy.copy(self)
+        twin.translator, twin.takes_url, twin.passes_through = translator, None, False
+        twin.embeds, twin._heads, twin._is_guest = True, {}, True
+        return twin
 
     def send(
         self,

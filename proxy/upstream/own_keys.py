@@ -121,6 +121,10 @@ class OwnKeys:
         key = chosen.by_provider.get(operators.provider.name)
         if key is None:
             return operators
+        account = self._account_of(key)
+        return account if not operators.embeds else account.for_embeddings() or account
+
+    def _account_of(self, key: SealedKey) -> Account:
         known = self._opened.get(key.id)
         if known is not None and known[0] is key:
             return known[1]

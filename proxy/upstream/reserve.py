@@ -61,7 +61,9 @@ class Reserve:
         budgeted = caller.budgets or bound
         unlimited = False
         if budgeted:
-            unlimited = not (chat.get("max_completion_tokens") or chat.get("max_tokens"))
+            unlimited = attempt.output_tokens_bound > 0 and not (
+                chat.get("max_completion_tokens") or chat.get("max_tokens")
+            )
             attempt.input_tokens_bound += self._media_tokens(chat, deployment) + (LIMIT_BYTES if unlimited else 0)
         attempt.ceiling = state, ceiling, _ = self._prices.ceiling(
             deployment, attempt.input_tokens_bound, attempt.output_tokens_bound, attempt.asked_service_tier
@@ -98,7 +100,7 @@ class Reserve:
         return ceiling.nano_usd
 
     def _media_tokens(self, chat: ChatRequest, deployment: Deployment) -> int:
-        for message in chat["messages"]:
+        for message in chat.get("messages", ()):
             if type(message.get("content")) is list:
                 return media_tokens(chat, self._prices.context_window(deployment) or UNKNOWN_WINDOW_TOKENS)
         return 0
@@ -138,7 +140,9 @@ def choices(chat: ChatRequest) -> int:
 
 
 def output_bound(chat: ChatRequest, target: Target) -> int:
-    """Tokens of all answers to this request together, at most."""
+    """Tokens of all answers to this request together, at most. Embeddings have none."""
+    if "messages" not in chat:
+        return 0
     most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
     return int(most or DEFAULT_OUTPUT_BOUND) * choices(chat)
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from proxy.errors import UpstreamError
-from proxy.providers import ChatRequest, Completion, Target, UpstreamRequest
+from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.providers.bedrock.answers import decode_answer
+from proxy.providers.bedrock.embeddings import decode_embeddings, encode_embeddings
 from proxy.providers.bedrock.failures import decode_failure
 from proxy.providers.bedrock.requests import encode_chat
 from proxy.providers.bedrock.streams import StreamDecoder
@@ -33,6 +34,12 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        return encode_embeddings(asked, target)
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_embeddings(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return decode_failure(status, headers, body)

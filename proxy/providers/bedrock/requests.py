@@ -57,11 +57,8 @@ def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     """Raises CallerError, with the path of the parameter, for what Bedrock cannot do and no notice could excuse."""
     chat, changed = quirks.apply(chat, target.quirks)  # before it is translated: Converse has no flat names to drop
     _refuse_impossible(chat)
-    if not _ID.fullmatch(target.model):
-        raise CallerError(
-            f"Bedrock has no model {target.model!r:.100}: ids are letters, digits, . : / _ -", param="model"
-        )
-    model = _model(target)
+    refuse_unsafe(target.model)
+    model = model_behind(target)
     buckets: Any = target.quirks.get("s3")
     talk = encode_messages(chat["messages"], model, buckets if isinstance(buckets, list) else ())
     note = talk.notice
@@ -91,12 +88,18 @@ def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     return UpstreamRequest(path, body, notices=(*changed, *talk.notices), service_tier=named)
 
 
+def refuse_unsafe(model: str) -> None:
+    """CallerError for what is no id: it becomes part of an address."""
+    if not _ID.fullmatch(model):
+        raise CallerError(f"Bedrock has no model {model!r:.100}: ids are letters, digits, . : / _ -", param="model")
+
+
 def escaped(model: str) -> str:
     """An id as one segment of a path: ARNs have slashes and colons."""
     return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in model.encode())
 
 
-def _model(target: Target) -> Model:
+def model_behind(target: Target) -> Model:
     """An application inference profile's id says nothing of its model; `quirks: {models: {<id>: <model>}}` does."""
     named: Any = target.quirks.get("models")
     known = named.get(target.model) if isinstance(named, dict) else None

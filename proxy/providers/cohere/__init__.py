@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from proxy.errors import UpstreamError
-from proxy.providers import ChatRequest, Completion, Target, UpstreamRequest
+from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.providers.cohere.answers import decode_answer
+from proxy.providers.cohere.embeddings import decode_embeddings, encode_embeddings
 from proxy.providers.cohere.requests import encode_chat
 from proxy.providers.cohere.streams import StreamDecoder
 from proxy.providers.faults import upstream_error
@@ -33,6 +34,12 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        return encode_embeddings(asked, target)
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_embeddings(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return upstream_error(status, headers, body)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from proxy.errors import UpstreamError
-from proxy.providers import ChatRequest, Completion, Target, UpstreamRequest
+from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.providers.faults import upstream_error
 from proxy.providers.gemini.answers import completion_of
 from proxy.providers.gemini.content import takes_url
+from proxy.providers.gemini.embeddings import decode_embeddings, encode_embeddings
 from proxy.providers.gemini.models import read_model
 from proxy.providers.gemini.requests import encode_chat
 from proxy.providers.gemini.streams import StreamDecoder
@@ -40,6 +41,12 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        return encode_embeddings(asked, target)
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_embeddings(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return upstream_error(status, headers, body)

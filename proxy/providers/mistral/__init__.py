@@ -12,8 +12,10 @@ from typing import Literal
 
 from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Chunk, Completion, Json, Target, UpstreamRequest, openai
+from proxy.providers.embeddings import decode_list
 from proxy.providers.faults import bad_response, upstream_error
 from proxy.providers.mistral.content import ContentReader
+from proxy.providers.mistral.embeddings import encode_embeddings
 from proxy.providers.mistral.requests import encode_chat
 
 
@@ -37,6 +39,12 @@ class Translator:
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()
+
+    def encode_embeddings(self, asked: Json, target: Target) -> UpstreamRequest:
+        return encode_embeddings(asked, target)
+
+    def decode_embeddings(self, body: bytes) -> Json:
+        return decode_list(body)
 
     def decode_error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return upstream_error(status, headers, body)
