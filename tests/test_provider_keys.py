@@ -428,6 +428,19 @@ async def test_a_change_of_one_key_leaves_the_open_accounts_of_the_others_as_the
     assert house.own_keys.account_for(PEOPLE["stranger"], operators) is operators
 
 
+async def test_embeddings_are_paid_with_the_callers_own_key_too(house: House) -> None:
+    await house.save()
+    await house.own_keys.refresh()
+    operators = house.accounts["oai"].for_embeddings()
+    assert operators is not None
+    mine = house.own_keys.account_for(PEOPLE["member"], operators)
+    assert (mine.embeds, mine.own_key is not None, mine.pool is operators.pool) == (True, True, True)
+    assert mine.provider.api_key is not None
+    assert mine.provider.api_key.reveal() == GOOD
+    assert house.own_keys.account_for(PEOPLE["stranger"], operators) is operators
+    assert house.own_keys.account_for(PEOPLE["member"], house.accounts["oai"]).embeds is False
+
+
 async def test_a_notice_that_was_missed_is_made_good_by_looking(house: House, database_dsn: str) -> None:
     owner = await asyncpg.connect(database_dsn)
     await owner.execute("CREATE OR REPLACE FUNCTION pg_catalog.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''")
