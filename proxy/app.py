@@ -33,8 +33,8 @@ from proxy.admission.sharing import Shared
 from proxy.config import Config, Server
 from proxy.edge.addresses import TrustedProxies
 from proxy.edge.browsers import Origins
+from proxy.edge.door import TICK_SECONDS, Door
 from proxy.edge.hosts import Hosts
-from proxy.edge.protocol import TICK_SECONDS, Door
 from proxy.edge.site import sites
 from proxy.errors import GatewayFault
 from proxy.exchange import Attempt, Exchange
@@ -342,6 +342,7 @@ class Gateway:
 def _door(server: Server, gate: Gate) -> Door:
     return Door(
         max_body_bytes=server.max_body_bytes,
+        max_bodies_bytes=max(server.max_bodies_bytes, server.max_body_bytes),
         max_in_flight=server.max_in_flight,
         header_timeout_seconds=server.header_timeout_seconds,
         body_timeout_seconds=server.body_timeout_seconds,

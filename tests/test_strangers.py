@@ -26,7 +26,10 @@ from tests.strangers import PATH, SECONDS, at_rest, head, post, refused, send, s
 
 MASTER = "q7Zt2mVx9Lk4Wn8Rb3Hd6Jc5Pf1Ys0Ga"
 MAX_IN_FLIGHT = 30
-SERVER = f"max_body: 20MB, header_timeout: 1s, body_timeout: 1s, write_timeout: 1s, max_in_flight: {MAX_IN_FLIGHT}"
+SERVER = (
+    "max_body: 20MB, max_bodies: 40MB, header_timeout: 1s, body_timeout: 1s, write_timeout: 1s, "
+    f"max_in_flight: {MAX_IN_FLIGHT}"
+)
 CREDENTIALS = ("authorization: Bearer {key}", "x-api-key: {key}", "api-key: {key}")
 
 
@@ -112,6 +115,42 @@ async def test_who_asks_first_is_refused_before_the_body(gateway: Gateway, wrong
     [answer] = await send(gateway, head(gateway, "expect: 100-continue", "content-length: 20000000", key=revoked))
     refused(answer, 401)
     assert answer.code == "key_revoked"
+
+
+@pytest.mark.parametrize("wrong", ["", "wrong", "sk-strata-" + "a" * 43])
+@pytest.mark.parametrize("size", ["content-length: 19000000", "transfer-encoding: chunked"])
+async def test_nobodys_large_body_is_refused_after_its_first_piece(gateway: Gateway, wrong: str, size: str) -> None:
+    piece = b"x" * 100_000
+    framed = piece if "length" in size else b"186a0\r\n%b\r\n" % piece
+    [answer] = await send(gateway, head(gateway, size, key=wrong or "nobody") + framed * 3)
+    refused(answer, 401)
+
+
+async def test_large_bodies_have_so_much_room_and_no_more_and_it_comes_back(gateway: Gateway) -> None:
+    """Three of 19 MB do not fit into 40 MB; what ends, however it ends, makes room."""
+    start = head(gateway, "content-length: 19000000") + b" " * 18_900_000
+    for _ in range(3):
+        lines = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(3)]
+        for _, writer in lines:
+            writer.write(start)
+        async with asyncio.timeout(SECONDS):
+            reading = [asyncio.ensure_future(reader.read(400)) for reader, _ in lines]
+            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+        first = done.pop().result()
+        assert first.startswith(b"HTTP/1.1 503 "), first
+        assert b"retry-after: 1" in first
+        for one in reading:
+            one.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        for _, writer in lines:
+            writer.transport.abort()
+        await asyncio.sleep(0.1)
+    padded = chat()[:-1] + b" " * 19_000_000 + b"}"
+    for _ in range(4):
+        [answer] = await send(gateway, whole(gateway, padded))
+        assert answer.status == 200
+    [answer] = await send(gateway, head(gateway, "content-length: 19000000") + padded[:-9], answers=1)
+    assert answer.status in (400, 408)  # the body never came: body_timeout is a second
 
 
 async def test_who_asks_first_with_a_key_is_told_to_go_on_and_served(gateway: Gateway) -> None:

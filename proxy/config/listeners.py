@@ -40,6 +40,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 4000
     max_body_bytes: int = 20_000_000
+    max_bodies_bytes: int = 500_000_000
+    """Of all bodies in memory together, those up to 64 KiB left out."""
     max_in_flight: int = 1000
     keepalive_seconds: float = 15.0
     """SSE comment while a stream is silent; 0 turns it off."""

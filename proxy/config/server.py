@@ -71,6 +71,7 @@ _SERVER: Keys = {
     "host": Key("host", text),
     "port": Key("port", _PORT),
     "max_body": Key("max_body_bytes", size(1_000, 10**9)),
+    "max_bodies": Key("max_bodies_bytes", size(1_000, 10**12)),
     "max_in_flight": Key("max_in_flight", integer(1, 1_000_000)),
     "keepalive": Key("keepalive_seconds", duration(0, 3_600)),
     "header_timeout": Key("header_timeout_seconds", _TIME),

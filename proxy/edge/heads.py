@@ -244,6 +244,15 @@ def overloaded() -> GatewayFault:
     )
 
 
+def no_room() -> GatewayFault:
+    return GatewayFault(
+        "This gateway holds as many large bodies as it may (server.max_bodies); try again shortly.",
+        code="gateway_overloaded",
+        error_type="gateway_overloaded",
+        headers={"retry-after": "1"},
+    )
+
+
 def no_upgrade() -> CallerError:
     return CallerError(
         "This server speaks HTTP/1.1 only: send no Upgrade.",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from proxy.dialects.openai import encode_error
-from proxy.edge.heads import Head
+from proxy.edge.heads import Head, body_too_large, no_room
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
 from proxy.errors import GatewayError
 
@@ -27,6 +27,8 @@ Story = Callable[["LaneRequest"], Awaitable[None]]
 
 COMMENT = b": keepalive\n\n"
 CLOSE = b"connection: close\r\n"
+SMALL_BODY_BYTES = 65_536
+"""A body up to this is not weighed: how many there are is bounded by the connections."""
 
 
 class LaneRequest:
@@ -45,6 +47,7 @@ class LaneRequest:
         "response_complete",
         "started",
         "story",
+        "weight_bytes",
         "written_at",
     )
 
@@ -56,6 +59,8 @@ class LaneRequest:
         self.body: bytes | bytearray = b""
         self.extra = b""
         """Header lines that are put on any answer: what a browser wants to know."""
+        self.weight_bytes = 0
+        """Of its body, what the house has counted."""
         self.more_body = True
         self.request_id = ""
         self.started = False
@@ -84,6 +89,32 @@ class LaneRequest:
     async def drained(self) -> None:
         """Waits until the client has read; the deadline ticker hangs up on one that does not."""
         await self._protocol.flow.drain()
+
+    def take(self, piece: bytes) -> None:
+        """
+        One more piece of the body. Raises GatewayError for one that is too large, or that there is no room for; and for
+        one that is no longer small and comes from somebody who is certainly nobody.
+        """
+        door, size = self._protocol.door, len(self.body) + len(piece)
+        if size > door.max_body_bytes:
+            raise body_too_large(door.max_body_bytes)
+        if size > SMALL_BODY_BYTES:
+            if not self.weight_bytes:
+                door.recognise(self.head.credentials)
+            more = size - self.weight_bytes
+            if door.bodies_bytes + more > door.max_bodies_bytes:
+                raise no_room()
+            self.weight_bytes = size
+            door.bodies_bytes += more
+        if type(self.body) is bytes:
+            self.body = bytearray(self.body)
+        self.body += piece
+
+    def release(self) -> None:
+        """Lets its body go, and the room that this took. May be called again."""
+        self._protocol.door.bodies_bytes -= self.weight_bytes
+        self.weight_bytes = 0
+        self.body = b""
 
     def respond(self, status: int, head: bytes, body: bytes) -> None:
         """A whole answer. `head` is its header lines, each with its CRLF."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httptools
@@ -19,15 +17,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from proxy.edge.addresses import TrustedProxies
-from proxy.edge.browsers import Origins
+from proxy.edge.door import Door
 from proxy.edge.heads import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     Head,
-    Header,
     PlainHead,
-    body_too_large,
     check_target,
     head_too_large,
     no_upgrade,
@@ -36,40 +31,12 @@ from proxy.edge.heads import (
     read_head,
     read_plain,
 )
-from proxy.edge.hosts import Hosts
 from proxy.edge.lane import LaneRequest, Story
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
 from proxy.errors import CallerError, GatewayError
 
-TICK_SECONDS = 0.5
 LINGER_SECONDS = 2.0
 MAX_LINGER_BYTES = 64_000_000
-
-
-@dataclass
-class Door:
-    """What the protocol needs to know of the house: the hot routes, and the limits of a connection."""
-
-    hot: dict[bytes, Story] = field(default_factory=dict)
-    max_body_bytes: int = 20_000_000
-    max_in_flight: int = 1000
-    header_timeout_seconds: float = 10.0
-    body_timeout_seconds: float = 30.0
-    write_timeout_seconds: float = 30.0
-    idle_timeout_seconds: float = 75.0
-    keepalive_seconds: float = 15.0
-    proxies: TrustedProxies | None = None
-    origins: Origins | None = None
-    hosts: Hosts | None = None
-    recognise: Callable[[Sequence[Header]], object] = lambda credentials: None
-    """Raises GatewayError for credentials that are certainly none."""
-    in_flight: int = 0
-    connections: set[GatewayProtocol] = field(default_factory=set)
-
-    def tick(self, now: float) -> None:
-        """Called every TICK_SECONDS: one pass over the connections instead of a timer for each."""
-        for connection in list(self.connections):
-            connection.check_deadlines(now)
 
 
 def protocol_class(door: Door) -> type[GatewayProtocol]:
@@ -113,6 +80,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.connections.discard(self)
+        for waiting in (self._lane, *(queued for queued, _ in self.pipeline)):
+            if isinstance(waiting, LaneRequest):
+                waiting.release()
         self.pipeline.clear()
         if self._told is not None and not self._told.response_complete:
             self._told.left()
@@ -125,7 +95,11 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._body_missing:
-            self._take_body(data)
+            try:
+                self._take_body(data)
+            except GatewayError as error:
+                self._body_missing = 0
+                self.refuse(error)
             return
         try:
             if not self._between or not self._take_plain(data):
@@ -195,6 +169,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.refusal is not None or self.transport.is_closing():
             return
         self.refusal = error
+        if self._lane is not None:
+            self._lane.release()
         running: Any = self._told if self._told is not None else self.cycle
         if running is None or running.response_complete or running is cast(Any, self._lane):
             self._write_refusal(error)
@@ -282,11 +258,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if lane is None:
             super().on_body(body)
             return
-        if type(lane.body) is bytes:
-            lane.body = bytearray(lane.body)
-        lane.body += body
-        if len(lane.body) > self.door.max_body_bytes:
-            raise body_too_large(self.door.max_body_bytes)
+        lane.take(body)
 
     def on_message_complete(self) -> None:
         self._between = True
@@ -394,6 +366,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 await lane.story(lane)
         finally:
             door.in_flight -= 1
+            lane.release()
             # Here and not in a done callback, which would be one more turn of the event loop for each request.
             self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             if not lane.response_complete and not lane.disconnected:
