@@ -288,6 +288,7 @@ def test_a_form_of_another_site_is_not_json(site: Site) -> None:
     [
         {"email": "nobody", "password": GOOD},
         {"email": "a\0@b.c", "password": GOOD},
+        {"email": "a@b.c\n", "password": GOOD},
         {"email": "a@b.c", "password": ""},
         {"email": "a@b.c", "password": "x" * 1025},
         {"email": "a@b.c" + "x" * 320, "password": GOOD},

@@ -18,7 +18,7 @@ from proxy.admission.accounts.tokens import Tokens, session_of
 from proxy.admission.gate import credential
 from proxy.config import Auth
 from proxy.edge.addresses import client_address
-from proxy.edge.bodies import NAME, body_of
+from proxy.edge.bodies import EMAIL, NAME, body_of
 from proxy.edge.callers import Callers, credentials_of, json_answer
 from proxy.edge.cookies import access_cookie, end_session, refresh_cookie, set_session
 from proxy.errors import PolicyError, Unauthenticated
@@ -26,9 +26,7 @@ from proxy.exchange import Caller
 from proxy.storage.postgres import Database
 from proxy.storage.users import read_user
 
-Email = Annotated[
-    str, msgspec.Meta(min_length=3, max_length=320, pattern=r"^[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+$")
-]
+Email = Annotated[str, msgspec.Meta(min_length=3, max_length=320, pattern=EMAIL)]
 Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Name = Annotated[str, msgspec.Meta(max_length=200, pattern=NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=200)]
