@@ -95,7 +95,15 @@ class House:
         for account in self.accounts.values():
             await account.close()
 
-    async def ask(self, who: str, method: str, path: str = "", body: object = None, query: str = "") -> tuple[int, Any]:
+    async def ask(
+        self,
+        who: str,
+        method: str,
+        path: str = "",
+        body: object = None,
+        query: str = "",
+        kind: bytes = b"application/json",
+    ) -> tuple[int, Any]:
         sent: list[Any] = []
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
 
@@ -111,7 +119,7 @@ class House:
             "path": PATH + path,
             "raw_path": (PATH + path).encode(),
             "query_string": query.encode(),
-            "headers": [(b"authorization", who.encode())],
+            "headers": [(b"authorization", who.encode()), (b"content-type", kind)],
         }
         await self.app(scope, receive, send)
         answer = b"".join(message.get("body", b"") for message in sent)
@@ -304,6 +312,15 @@ async def test_bad_input_is_refused_with_its_name_before_the_provider_is_asked(
     assert (status, said["error"]["param"]) == (400, param), said
     known = isinstance(body, dict) and body.get("user_id") == str(uuid.UUID(int=5))
     assert house.oracle.listed == (2 if known else 0)  # that there is no such user, the database says at last
+
+
+async def test_a_body_that_does_not_call_itself_json_or_is_endless_is_refused(house: House) -> None:
+    id = (await house.save())["id"]
+    for method, path in (("POST", ""), ("PATCH", f"/{id}")):
+        said = await house.ask("member", method, path, {"name": "new"}, kind=b"text/plain")
+        assert (said[0], said[1]["error"]["code"]) == (415, "unsupported_media_type")
+        said = await house.ask("member", method, path, {"name": "n" * 200_000})
+        assert (said[0], said[1]["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_there_is_one_key_for_one_owner_and_provider(house: House) -> None:

@@ -41,10 +41,10 @@ async def body_of(request: Request, shape: type[T], *, optional: bool = False) -
         raise CallerError(
             "Send the body as JSON, with Content-Type: application/json.", status=415, code="unsupported_media_type"
         )
-    return decoded(bytes(body), shape)
+    return _decoded(bytes(body), shape)
 
 
-def decoded(body: bytes, shape: type[T]) -> T:
+def _decoded(body: bytes, shape: type[T]) -> T:
     try:
         return msgspec.convert(decode_object(body), shape)
     except msgspec.ValidationError as error:

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from proxy.config import Provider
 from proxy.config.presets import SIM
 from proxy.config.problems import suggestion
-from proxy.edge.bodies import decoded
+from proxy.edge.bodies import body_of
 from proxy.edge.callers import Callers, json_answer
 from proxy.errors import CallerError, PolicyError
 from proxy.exchange import Caller
@@ -108,7 +108,7 @@ class ProviderKeysPage:
 
     async def create(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
-        wanted = decoded(await request.body(), NewKey)
+        wanted = await body_of(request, NewKey)
         scope, owner_id = _owner(caller, wanted)
         operators = self._provider(wanted.provider)
         name = _name(wanted.name or wanted.provider)
@@ -127,7 +127,7 @@ class ProviderKeysPage:
     async def change(self, request: Request) -> Response:
         caller = await self._callers.admit(request)
         id = self._changeable(request)
-        wanted = decoded(await request.body(), Change)
+        wanted = await body_of(request, Change)
         if wanted.api_base is not None and wanted.api_key is None:
             raise CallerError(
                 "api_base changes together with api_key only: a key belongs to the address it was saved for.",
