@@ -32,7 +32,7 @@ ROLES = ("admin", "member", "viewer")
 class _Known(NamedTuple):
     person: PersonRow
     expires_at: float
-    """Unix seconds, as the token says."""
+    """Unix seconds, as its verifier says."""
     checked_at: float
     """By our clock, which only goes forward."""
     epoch: int

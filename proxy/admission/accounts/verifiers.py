@@ -31,6 +31,7 @@ class Claims(NamedTuple):
     issuer: str
     subject: str
     expires_at: float
+    """With the leeway: whoever remembers a token lets it in for as long as whoever verifies it."""
     all: Mapping[str, Any]
 
 
@@ -65,7 +66,7 @@ class Verifier:
         except (ValueError, TypeError, OverflowError, RecursionError):
             _refuse("it is not well formed")
         self._check(said)
-        return Claims(self.issuer, said["sub"], float(said["exp"]), said)
+        return Claims(self.issuer, said["sub"], float(said["exp"]) + LEEWAY_SECONDS, said)
 
     def _check(self, said: Mapping[str, Any]) -> None:
         subject = said["sub"]
