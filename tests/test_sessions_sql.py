@@ -78,6 +78,16 @@ async def test_logging_out_ends_one_session_and_everywhere_ends_all(db: Database
     assert row is not None and row["token_version"] == 1
 
 
+async def test_a_token_of_a_session_that_is_over_signs_nobody_out(db: Database) -> None:
+    user_id = await new_user(db)
+    left, short = await begin(db, user_id, "left"), await begin(db, user_id, "short", ttl_seconds=-1.0)
+    await sign_out(db, left, digest("left"), everywhere=False)
+    await begin(db, user_id, "new")
+    await sign_out(db, left, digest("left"), everywhere=True)
+    await sign_out(db, short, digest("short"), everywhere=True)
+    assert (await rotate(db, digest("new"), digest("newer"))).outcome == "ok"
+
+
 async def test_an_expired_session_and_a_disabled_user_get_nothing(db: Database) -> None:
     user_id = await new_user(db)
     await begin(db, user_id, "short", ttl_seconds=-90_000.0)

@@ -85,14 +85,18 @@ async def end_all_sessions(connection: Connection, user_id: str) -> None:
 
 
 OWNER = """
-    SELECT s.user_id::text FROM strata.sessions s WHERE s.id = $1::text::uuid
+    SELECT s.user_id::text FROM strata.sessions s JOIN strata.users u ON u.id = s.user_id
+    WHERE s.id = $1::text::uuid AND s.ended_at IS NULL AND s.expires_at > now() AND s.token_version = u.token_version
         AND ($2::bytea IS NULL OR EXISTS (SELECT FROM strata.refresh_tokens r
             WHERE r.digest = $2 AND r.session_id = s.id))
 """
 
 
 async def sign_out(db: Database, session_id: str, refresh_digest: bytes | None, *, everywhere: bool) -> None:
-    """`refresh_digest`: of the token that was shown, if nobody has verified yet that it is one of this session."""
+    """
+    `refresh_digest`: of the token that was shown, if nobody has verified yet that it is one of this session. A session
+    that is over ends nothing more: its tokens may lie about for years.
+    """
     async with db.transaction() as connection:
         user_id = await connection.fetchval(OWNER, session_id, refresh_digest)
         if user_id is None:
