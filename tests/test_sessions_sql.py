@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from proxy.storage.login_attempts import Subject, forget_attempts, forgive, take_attempt
+from proxy.storage.login_attempts import Subject, forget_attempts, forgive, give_back, take_attempt
 from proxy.storage.postgres import Database
 from proxy.storage.sessions import CHANNEL, end_all_sessions, forget_sessions, open_session, rotate, sign_out
 
@@ -140,3 +140,30 @@ async def test_the_wait_doubles_up_to_its_longest_and_a_right_password_ends_it(d
     await db.execute("UPDATE strata.login_attempts SET last_at = now() - interval '2 days'")
     await forget_attempts(db)
     assert await db.fetch("SELECT 1 FROM strata.login_attempts") == []
+
+
+async def test_right_passwords_at_once_wait_for_each_other_and_never_in_a_circle(db: Database) -> None:
+    async def log_in(number: int) -> None:
+        # The digests are such that the pair is now the first to be taken, now the last
+        names = (f"{number % 4} both", f"{number % 4} account", "address")
+        pair, *others = (Subject(digest(name), 1_000_000, 60.0) for name in names)
+        for _ in range(25):
+            assert await take_attempt(db, [pair, *others]) == 0
+            await forgive(db, pair, others)
+
+    await asyncio.gather(*(log_in(number) for number in range(16)))
+    rows = await db.fetch("SELECT failures FROM strata.login_attempts")
+    assert {row["failures"] for row in rows} == {0}
+
+
+async def test_what_a_right_password_or_nobody_used_leaves_no_wait_behind(db: Database) -> None:
+    pair, address = Subject(digest("both"), 5, 900.0), Subject(digest("address"), 3, 60.0)
+    for _ in range(3):
+        assert await take_attempt(db, [address]) == 0
+    for _ in range(2):
+        assert await take_attempt(db, [pair, address]) == 0
+        await forgive(db, pair, [address])
+        assert await take_attempt(db, [pair, address]) == 0
+        await give_back(db, [pair, address])
+    assert await take_attempt(db, [address]) == 0
+    assert await take_attempt(db, [address]) > 0

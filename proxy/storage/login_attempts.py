@@ -60,11 +60,15 @@ async def take_attempt(db: Database, subjects: Sequence[Subject]) -> float:
         return 0.0
 
 
+# In the order in which attempts take them: whoever takes turns in another waits for somebody who waits for him. For the
+# same reason no row goes before its day is over: one that came back meanwhile would not be among those that are locked.
+LOCK = "SELECT FROM strata.login_attempts WHERE subject = ANY($1) ORDER BY subject FOR UPDATE"
 # To its own pair of account and address all is forgiven; to the account and to the address this one attempt: what an
 # attacker has failed there is not the owner's to wipe out.
-FORGIVE = "DELETE FROM strata.login_attempts WHERE subject = $1"
+FORGIVE = "UPDATE strata.login_attempts SET failures = 0, blocked_until = NULL WHERE subject = $1"
+# Nobody was blocked before this attempt, or it would not have been let through.
 GIVE_BACK = """
-    UPDATE strata.login_attempts SET failures = greatest(failures - 1, 0) WHERE subject = ANY($1)
+    UPDATE strata.login_attempts SET failures = greatest(failures - 1, 0), blocked_until = NULL WHERE subject = ANY($1)
 """
 FORGET_ATTEMPTS = "DELETE FROM strata.login_attempts WHERE last_at < now() - interval '1 day'"
 
@@ -72,8 +76,17 @@ FORGET_ATTEMPTS = "DELETE FROM strata.login_attempts WHERE last_at < now() - int
 async def forgive(db: Database, pair: Subject, others: Sequence[Subject]) -> None:
     """The password was right: the attempt was none. `pair`: the account from this address."""
     async with db.transaction() as connection:
+        await connection.execute(LOCK, [pair.digest, *(other.digest for other in others)])
         await connection.execute(FORGIVE, pair.digest)
         await connection.execute(GIVE_BACK, [other.digest for other in others])
+
+
+async def give_back(db: Database, subjects: Sequence[Subject]) -> None:
+    """The attempt was none: nobody came to look at the password."""
+    digests = [subject.digest for subject in subjects]
+    async with db.transaction() as connection:
+        await connection.execute(LOCK, digests)
+        await connection.execute(GIVE_BACK, digests)
 
 
 async def forget_attempts(db: Database) -> None:
