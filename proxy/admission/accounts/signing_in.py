@@ -6,19 +6,20 @@ Whatever is wrong, the answer and the work are the same: nobody learns here who 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 import msgspec
 
 from proxy.admission.accounts.passwords import Passwords, check_new
 from proxy.admission.accounts.tokens import ACCESS_SECONDS, Tokens, new_refresh, read_refresh, session_of
-from proxy.errors import CallerError, PolicyError, Unauthenticated
+from proxy.errors import CallerError, GatewayFault, PolicyError, Unauthenticated
 from proxy.storage.accounts import (
     Account,
     any_account,
@@ -29,7 +30,7 @@ from proxy.storage.accounts import (
     set_password,
 )
 from proxy.storage.invitations import digest_of, say_by_whom, take_invitation
-from proxy.storage.login_attempts import Subject, forgive, take_attempt
+from proxy.storage.login_attempts import Subject, forgive, give_back, take_attempt
 from proxy.storage.postgres import Database
 from proxy.storage.sessions import open_session, rotate, sign_out
 
@@ -165,8 +166,9 @@ class SigningIn:
         if wait_seconds > 0:
             self.outcomes["too_often"] += 1
             raise _too_often(wait_seconds)
-        account = await find_account(self._database, email)
-        right = await self._passwords.verify(password, account.password_hash if account else None)
+        async with self._counted_if_looked_at(subjects):
+            account = await find_account(self._database, email)
+            right = await self._passwords.verify(password, account.password_hash if account else None)
         if account is None or not right or account.disabled:
             self.outcomes["refused"] += 1
             raise Unauthenticated("The e-mail address or the password is wrong.", code="wrong_credentials")
@@ -175,11 +177,24 @@ class SigningIn:
         return account
 
     async def _hash_new(self, email: str, password: str, address: str) -> str:
+        """Counts against the address alone: who registers guesses nothing, and must not shut an owner out."""
         check_new(password, email)
-        wait_seconds = await take_attempt(self._database, self._subjects(email, address)[1:])
+        subjects = self._subjects(email, address)[2:]
+        wait_seconds = await take_attempt(self._database, subjects)
         if wait_seconds > 0:
             raise _too_often(wait_seconds)
-        return await self._passwords.hash(password)
+        async with self._counted_if_looked_at(subjects):
+            return await self._passwords.hash(password)
+
+    @contextlib.asynccontextmanager
+    async def _counted_if_looked_at(self, subjects: list[Subject]) -> AsyncIterator[None]:
+        """Gives an attempt back that ends with a fault of ours: too many are hashing, or Postgres has gone."""
+        try:
+            yield
+        except GatewayFault:
+            with contextlib.suppress(GatewayFault):
+                await give_back(self._database, subjects)
+            raise
 
     async def _open(self, user_id: str) -> Opened:
         session_id = str(uuid.uuid4())
