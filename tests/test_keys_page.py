@@ -270,6 +270,8 @@ async def test_whose_a_key_is(
         ("admin", {"expires": "soon"}, (400, "invalid_value", "expires")),
         ("admin", {"expires": "2001-01-01"}, (400, "invalid_value", "expires")),
         ("admin", {"expires": "0001-01-01T00:00:00+14:00"}, (400, "invalid_value", "expires")),
+        ("admin", {"expires": "9999-12-31T23:59:59-14:00"}, (400, "invalid_value", "expires")),
+        ("admin", {"expires": "9999-12-31T23:59:59.999999Z"}, (400, "invalid_value", "expires")),
         ("admin", {"tags": [" ci"]}, (400, "invalid_value", "tags")),
         ("admin", {"tags": ["t"] * 17}, (400, "invalid_value", "tags")),
         ("admin", {"metadata": []}, (400, "invalid_value", "metadata")),

@@ -8,6 +8,7 @@ bounded by the budgets and limits of users and teams.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ MAX_DEPTH = 8
 SMALLEST, LARGEST = 1e-15, 2**53
 """Numbers between them come back from the database as they went in."""
 MAX_KEYS_OF_A_MEMBER = 100
+LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+"""What the database could keep beyond it, nobody here can read."""
 
 Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Names = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(min_length=1, max_length=200)]
@@ -239,9 +242,9 @@ def _moment(text: str, now: float) -> float:
         moment = datetime.fromisoformat(text)
         unix_seconds = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        raise _invalid(
-            "expires", "must be a period like 90d (at most 3650d) or a moment like 2027-01-31T00:00:00Z"
-        ) from None
+        unix_seconds = math.inf
+    if unix_seconds > LAST_MOMENT:
+        raise _invalid("expires", "must be a period like 90d (at most 3650d) or a moment like 2027-01-31T00:00:00Z")
     if unix_seconds <= now:
         raise _invalid("expires", "must lie in the future; to end a key now, revoke it")
     return unix_seconds
