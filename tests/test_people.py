@@ -184,6 +184,13 @@ async def test_somebody_from_outside_appears_as_a_member_and_is_kept_up_to_date(
     assert actions == ["user.appear", "user.change"]
 
 
+async def test_a_claim_is_found_by_a_name_that_is_an_address(db: Database) -> None:
+    claim = "https://strata.example.com/role"
+    issuer = Issuer(issuer=ISSUER, audience="strata", role_claim=claim)
+    people = People(db, Verifiers([Verifier(ISSUER, "strata", SharedSecret(SECRET))]), issuer)
+    assert (await people.find(sent(**{claim: "viewer"}))).role == "viewer"
+
+
 async def test_an_admin_elsewhere_is_one_here_only_by_the_claim(db: Database) -> None:
     people = outside(db)
     assert (await people.find(sent(role="admin", strata_role="admin"))).role == "member"

@@ -163,10 +163,15 @@ def _said(claims: Claims, issuer: Issuer) -> Said:
 
 
 def _claim(claims: Claims, path: str) -> str | None:
-    """The text at a path such as `app_metadata.role`; None if there is none that could be meant."""
-    found: Any = claims.all
-    for name in path.split(".") if path else ("",):
-        found = found.get(name) if isinstance(found, dict) else None
+    """
+    The text at a path such as `app_metadata.role`, or of a claim called so, dots and all, as those are that Auth0 adds
+    (`https://example.com/role`); None if there is none that could be meant.
+    """
+    found: Any = claims.all.get(path)
+    if found is None:
+        found = claims.all
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, str) or not 0 < len(found) <= MAX_CLAIM_CHARS or not found.isprintable():
         return None
     return found
