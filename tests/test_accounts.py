@@ -146,6 +146,19 @@ def test_an_invitation_is_good_once_and_for_its_address(site: Site) -> None:
     assert "invitation" not in mine
 
 
+def test_an_address_is_the_same_on_every_keyboard(site: Site) -> None:
+    composed, apart = "jos\u00e9@example.com", "JOSE\u0301@example.com"
+    assert site.invited(apart).body["user"]["email"] == "JOS\u00c9@example.com"
+    for email in (composed, apart):
+        assert site.ask("POST", "/auth/login", {"email": email, "password": GOOD}).status == 200
+    assert site.invited(composed).code == "account_exists"
+    made = site.ask("POST", "/api/invitations", {"email": "zo\u00eb@example.com"}, token=site.admin).body
+    given = {"invitation": made["invitation"], "password": GOOD, "email": "zoe\u0308@example.com"}
+    assert site.ask("POST", "/auth/register", given).status == 201
+    grows = {"email": "\u0958" * 300 + "@b.c", "password": GOOD}
+    assert site.ask("POST", "/auth/login", grows).code == "invalid_value"
+
+
 def test_a_revoked_invitation_is_good_no_more(site: Site) -> None:
     made = site.ask("POST", "/api/invitations", {}, token=site.admin).body
     assert site.ask("DELETE", f"/api/invitations/{made['id']}", token=site.admin).status == 204

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from proxy.errors import CallerError
 from proxy.storage.audit import note
 from proxy.storage.postgres import Connection, Database
 from proxy.storage.sessions import end_all_sessions
+
+MAX_EMAIL_CHARS = 320
+
+
+def one_form(email: str) -> str:
+    """An e-mail address as it is kept: keyboards write one letter in several ways. CallerError if it is too long."""
+    composed = unicodedata.normalize("NFC", email)
+    if len(composed) > MAX_EMAIL_CHARS:
+        raise CallerError(
+            f"This e-mail address has more than {MAX_EMAIL_CHARS} characters.", code="invalid_value", param="email"
+        )
+    return composed
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -41,7 +55,7 @@ INSERT_ACCOUNT = """
 
 
 async def find_account(db: Database, email: str) -> Account | None:
-    return _account(await db.fetchrow(FIND_ACCOUNT, email))
+    return _account(await db.fetchrow(FIND_ACCOUNT, one_form(email)))
 
 
 async def read_account(db: Database, user_id: str) -> Account | None:
@@ -73,6 +87,7 @@ async def insert_account(
     actor: str | None = None,
 ) -> Account | None:
     """None if somebody has this address already. `actor`: who made it, if not its owner."""
+    email = one_form(email)
     row = await connection.fetchrow(INSERT_ACCOUNT, email, name, role, password_hash, team_id)
     if row is not None:
         after = {"email": email, "name": name, "role": role, "team_id": team_id}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from proxy.errors import CallerError
+from proxy.storage.accounts import one_form
 from proxy.storage.audit import note
 from proxy.storage.postgres import Connection
 
@@ -59,7 +60,8 @@ async def insert_invitation(
     ttl_seconds: float,
     request_id: str = "",
 ) -> str:
-    """Its id. CallerError if there is no such team."""
+    """Its id. CallerError if there is no such team, or the address is too long."""
+    email = None if email is None else one_form(email)
     try:
         id: str = await connection.fetchval(INSERT, digest, email, role, team_id, created_by, ttl_seconds)
     except (asyncpg.ForeignKeyViolationError, asyncpg.DataError):

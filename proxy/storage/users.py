@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 
 from proxy.errors import CallerError
-from proxy.storage.accounts import ONE_BY_ONE
+from proxy.storage.accounts import ONE_BY_ONE, one_form
 from proxy.storage.audit import note
 from proxy.storage.postgres import Connection
 from proxy.storage.sessions import RAISE_VERSION
@@ -47,12 +47,12 @@ async def read_user(connection: Connection, id: str) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
-FIND_BY_EMAIL = "SELECT id::text FROM strata.users WHERE lower(email) = lower($1) LIMIT 10"
+FIND_BY_EMAIL = "SELECT id::text FROM strata.users WHERE lower(email) IN (lower($1), lower($2)) LIMIT 10"
 
 
 async def find_by_email(connection: Connection, email: str) -> list[str]:
     """The ids: of one person, or of several whom several issuers know by this address."""
-    return [row["id"] for row in await connection.fetch(FIND_BY_EMAIL, email)]
+    return [row["id"] for row in await connection.fetch(FIND_BY_EMAIL, email, one_form(email))]
 
 
 async def change_user(

@@ -26,6 +26,7 @@ from proxy.storage.accounts import (
     find_account,
     insert_account,
     insert_first,
+    one_form,
     read_account,
     set_password,
 )
@@ -96,7 +97,7 @@ class SigningIn:
         password_hash = await self._hash_new(email, password, address)
         async with self._database.transaction() as connection:
             taken = await take_invitation(connection, digest)
-            if taken is None or (taken.email is not None and taken.email.lower() != email.lower()):
+            if taken is None or (taken.email is not None and taken.email.lower() != one_form(email).lower()):
                 raise _not_invited()
             made = await insert_account(
                 connection,
@@ -214,7 +215,7 @@ class SigningIn:
 
     def _subjects(self, email: str, address: str) -> list[Subject]:
         """Both together soon, an account from everywhere late: nobody may lock another out easily."""
-        account, place = email.lower(), _network(address)
+        account, place = one_form(email).lower(), _network(address)
         return [
             Subject(self._digest(f"both:{account}:{place}"), 5, 900.0),
             Subject(self._digest(f"account:{account}"), 50, 900.0),
