@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,20 @@ def test_pages_that_are_not_hot_are_read_too(gateway: Gateway) -> None:
         answer = gateway.ask("GET", path, key)
         assert answer.status == status
         assert_open(answer)
+
+
+def test_a_page_reads_where_a_list_in_csv_goes_on(gateway: Gateway) -> None:
+    for model in (b"sim/chat", b"sim/echo"):
+        assert post(gateway, APP, BODY.replace(b"sim/chat", model)).status == 200
+    key = {"authorization": f"Bearer {gateway.key}", "origin": APP}
+    deadline = time.monotonic() + 10
+    while True:
+        answer = gateway.ask("GET", "/api/usage?by=model&format=csv&limit=1", key)
+        if "x-strata-next-cursor" in answer.headers:
+            break
+        assert answer.status == 200 and time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "x-strata-next-cursor" in answer.headers["access-control-expose-headers"].split(", ")
 
 
 def test_a_page_of_a_stranger_is_told_nothing(gateway: Gateway) -> None:

@@ -23,6 +23,7 @@ EXPOSED = ", ".join(
         "x-strata-attempts",
         "x-strata-cost-usd",
         "x-strata-warning",
+        "x-strata-next-cursor",
         *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
         "retry-after",
         "retry-after-ms",
