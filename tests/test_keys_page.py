@@ -329,6 +329,15 @@ async def test_a_member_has_so_many_keys_and_no_more(house: House, monkeypatch: 
     await house.make("mate", name="four")
 
 
+async def test_keys_asked_for_at_once_are_counted_one_after_the_other(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.edge.keys.MAX_KEYS_OF_A_MEMBER", 2)
+    asked = (house.ask("member", "POST", body={"name": f"k{number}"}) for number in range(8))
+    statuses = [status for status, _ in await asyncio.gather(*asked)]
+    assert sorted(statuses) == [201, 201, *[409] * 6]
+
+
 # Seeing
 
 

@@ -43,7 +43,7 @@ from proxy.storage.key_changes import (
     StoredSecret,
     add_key,
     change_key,
-    count_active,
+    count_unrevoked,
     end_key,
     lock_key,
     rotate_key,
@@ -252,9 +252,11 @@ async def _owner(connection: Connection, caller: Caller, said: NewKey) -> tuple[
             not isinstance(other, UnsetType) and other != mine for other, mine in zip(asked, own, strict=True)
         ):
             _forbid()
-        if await count_active(connection, caller.user_id) >= MAX_KEYS_OF_A_MEMBER:
+        if await count_unrevoked(connection, caller.user_id) >= MAX_KEYS_OF_A_MEMBER:
             raise CallerError(
-                f"You have {MAX_KEYS_OF_A_MEMBER} keys in force. Revoke some first.", status=409, code="too_many_keys"
+                f"You have {MAX_KEYS_OF_A_MEMBER} keys that are not revoked. Revoke some first, the expired ones too.",
+                status=409,
+                code="too_many_keys",
             )
         return own
     if isinstance(said.user_id, UnsetType):

@@ -121,11 +121,14 @@ async def lock_key(connection: Connection, id: str) -> bool:
     return await connection.fetchval(LOCK_KEY, id) is not None
 
 
-COUNT_ACTIVE = "SELECT count(*) FROM strata.keys WHERE user_id = $1::text::uuid AND revoked_at IS NULL"
+ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtextextended('strata.keys of ' || $1, 0))"
+COUNT_UNREVOKED = "SELECT count(*) FROM strata.keys WHERE user_id = $1::text::uuid AND revoked_at IS NULL"
 
 
-async def count_active(connection: Connection, user_id: str) -> int:
-    return int(await connection.fetchval(COUNT_ACTIVE, user_id))
+async def count_unrevoked(connection: Connection, user_id: str) -> int:
+    """Expired ones too, which may be given more time. Nobody else counts them until the transaction ends."""
+    await connection.execute(ONE_BY_ONE, user_id)
+    return int(await connection.fetchval(COUNT_UNREVOKED, user_id))
 
 
 TEAM_OF = "SELECT team_id::text FROM strata.users WHERE id = $1::text::uuid"
