@@ -291,6 +291,15 @@ def test_the_console_s_cookies_read_and_change_nothing_without_the_page_s_token(
     assert chat.code == "missing_api_key"
 
 
+def test_the_console_signs_out_when_its_access_token_has_expired(site: Site) -> None:
+    said = site.ask("POST", "/auth/login", {"email": "ann@example.com", "password": GOOD, "session": "cookie"})
+    late = {**said.cookies, "strata_access": "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.expired"}
+    assert site.ask("POST", "/auth/logout", {}, cookies=late).code == "csrf_token_missing"
+    out = site.ask("POST", "/auth/logout", {}, cookies=late, headers={"x-csrf-token": said.body["csrf_token"]})
+    assert (out.status, set(out.cookies.values())) == (204, {""})
+    assert site.ask("POST", "/auth/refresh", {}, cookies=said.cookies).code == "session_ended"
+
+
 def test_a_form_of_another_site_is_not_json(site: Site) -> None:
     form = site.ask("POST", "/auth/login", {"email": "a@b", "password": "x"}, headers={"content-type": "text/plain"})
     assert (form.status, form.code) == (415, "unsupported_media_type")

@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.admission.accounts.signing_in import Opened, SigningIn
-from proxy.admission.accounts.tokens import Tokens, session_of
+from proxy.admission.accounts.tokens import Tokens, read_refresh, session_of
 from proxy.admission.gate import credential
 from proxy.config import Auth
 from proxy.edge.addresses import client_address
 from proxy.edge.bodies import EMAIL, NAME, body_of
 from proxy.edge.callers import Callers, credentials_of, json_answer
-from proxy.edge.cookies import access_cookie, end_session, refresh_cookie, set_session
+from proxy.edge.cookies import access_cookie, check_origin, end_session, refresh_cookie, set_session
 from proxy.errors import PolicyError, Unauthenticated
 from proxy.exchange import Caller
 from proxy.storage.postgres import Database
@@ -102,10 +102,14 @@ class AuthPage:
         return await self._opened(request, opened, "tokens" if said.refresh_token else "cookie")
 
     async def log_out(self, request: Request) -> Response:
-        """By either token: the access token may have expired long ago."""
+        """By either token, or either cookie: the access token may have expired long ago."""
         said = await body_of(request, Leaving)
+        cookie = None if _has_credential(request) else refresh_cookie(request)
         if said.refresh_token:
             shown = said.refresh_token
+        elif cookie is not None and (refresh := read_refresh(cookie)) is not None:
+            check_origin(request, refresh.session_id, self._tokens)
+            shown = cookie
         else:
             await self._callers.admit(request)
             shown = _shown(request)

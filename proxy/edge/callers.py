@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.admission.accounts.tokens import Tokens
+from proxy.admission.accounts.tokens import Tokens, session_of
 from proxy.admission.gate import Gate
 from proxy.edge.access import require
 from proxy.edge.cookies import access_cookie, check_origin
@@ -31,7 +31,7 @@ class Callers:
             caller = await self._gate.admit(credentials)
         else:
             caller = await self._gate.admit([(b"authorization", b"Bearer " + cookie.encode("utf-8", "surrogatepass"))])
-            check_origin(request, cookie, self._tokens)
+            check_origin(request, session_of(cookie), self._tokens)
         require(caller, request.method, request.scope["route"].path)
         return caller
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.admission.accounts.tokens import Tokens, session_of
+from proxy.admission.accounts.tokens import Tokens
 from proxy.errors import PolicyError
 
 ACCESS = "strata_access"
@@ -28,11 +28,11 @@ def refresh_cookie(request: Request) -> str | None:
     return request.cookies.get(REFRESH)
 
 
-def check_origin(request: Request, token: str, tokens: Tokens) -> None:
-    """PolicyError 403 if a page of ours did not send this. `token` is the access token, verified."""
+def check_origin(request: Request, session_id: str, tokens: Tokens) -> None:
+    """PolicyError 403 if a page of ours did not send this, which came with a cookie of that session."""
     if request.method in SAFE:
         return
-    if not tokens.same_forgery(session_of(token), request.headers.get(FORGERY_HEADER, "")):
+    if not tokens.same_forgery(session_id, request.headers.get(FORGERY_HEADER, "")):
         raise PolicyError(
             f"This request came by a cookie alone. Send its session's csrf_token in {FORGERY_HEADER}, too.",
             status=403,
