@@ -255,6 +255,15 @@ def test_people_of_one_team_see_each_other_and_nobody_else(site: Site) -> None:
     assert renamed.body["name"] == "navy"
 
 
+def test_a_team_is_named_by_its_id_as_it_is_written_here(site: Site) -> None:
+    team = site.ask("POST", "/api/teams", {"name": "violet"}, token=site.admin).body["id"]
+    user = site.invited("una@example.com").body["user"]["id"]
+    for said in ("", team.upper(), team.replace("-", ""), f"{{{team}}}"):
+        refused = site.ask("PATCH", f"/api/users/{user}", {"team_id": said}, token=site.admin)
+        assert (refused.status, refused.code, refused.body["error"]["param"]) == (400, "invalid_value", "team_id")
+    assert site.ask("PATCH", f"/api/users/{user}", {"team_id": team}, token=site.admin).body["team_id"] == team
+
+
 def test_everybody_is_listed_page_by_page(site: Site) -> None:
     seen, cursor = list[str](), ""
     while True:

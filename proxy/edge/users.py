@@ -78,6 +78,8 @@ class UsersPage:
         wanted: dict[str, Any] = {
             name: value for name in said.__struct_fields__ if (value := getattr(said, name)) is not msgspec.UNSET
         }
+        if isinstance(said.team_id, str) and not _ID.fullmatch(said.team_id):
+            raise CallerError("team_id must be the id of a team.", code="invalid_value", param="team_id")
         async with self._database.acting_as(caller) as connection:
             id = _id_of(request, _no_user)
             row = await users.change_user(connection, id, wanted, actor=actor(caller), request_id=_request_id(request))
