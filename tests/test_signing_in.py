@@ -124,3 +124,24 @@ async def test_a_password_that_nobody_looked_at_is_no_guess(db: Database, monkey
     assert await door.log_in("ann@example.com", GOOD, "127.0.0.1")
     rows = await db.fetch("SELECT failures FROM strata.login_attempts WHERE failures > 0")
     assert [row["failures"] for row in rows] == [1]  # register_first's own
+
+
+async def test_who_signs_in_with_the_old_password_while_it_is_changed_stays_outside(db: Database) -> None:
+    passwords = Passwords()
+    door = signing_in(db, passwords)
+    ann = await door.register_first("ann@example.com", GOOD, "", "127.0.0.1")
+    verified, changed = asyncio.Event(), asyncio.Event()
+
+    class Slow(Passwords):
+        async def verify(self, password: str, phc: str | None) -> bool:
+            right = await super().verify(password, phc)
+            verified.set()
+            await changed.wait()
+            return right
+
+    thief = asyncio.create_task(signing_in(db, Slow()).log_in("ann@example.com", GOOD, "203.0.113.9"))
+    await verified.wait()
+    await door.change_password(ann.user_id, GOOD, f"another {GOOD}", "127.0.0.1")
+    changed.set()
+    with pytest.raises(Unauthenticated):
+        await thief

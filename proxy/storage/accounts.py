@@ -34,14 +34,17 @@ class Account(msgspec.Struct, frozen=True):
     team_id: str | None
     password_hash: str | None
     disabled: bool
+    token_version: int
 
 
 FIND_ACCOUNT = """
-    SELECT id::text, email, name, role, team_id::text, password_hash, disabled_at IS NOT NULL AS disabled
+    SELECT id::text, email, name, role, team_id::text, password_hash, disabled_at IS NOT NULL AS disabled,
+        token_version
     FROM strata.users WHERE issuer = 'strata' AND lower(email) = lower($1)
 """
 READ_ACCOUNT = """
-    SELECT id::text, email, name, role, team_id::text, password_hash, disabled_at IS NOT NULL AS disabled
+    SELECT id::text, email, name, role, team_id::text, password_hash, disabled_at IS NOT NULL AS disabled,
+        token_version
     FROM strata.users WHERE issuer = 'strata' AND id = $1::text::uuid AND email IS NOT NULL
 """
 ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtextextended('strata.first_account', 0))"
@@ -50,7 +53,8 @@ INSERT_ACCOUNT = """
     INSERT INTO strata.users (email, name, role, password_hash, team_id, subject)
     SELECT $1, $2, $3, $4, $5::text::uuid, id::text FROM (SELECT gen_random_uuid() AS id) AS made
     ON CONFLICT DO NOTHING
-    RETURNING id::text, email, name, role, team_id::text, password_hash, false AS disabled
+    RETURNING id::text, email, name, role, team_id::text, password_hash, false AS disabled,
+        token_version
 """
 
 

@@ -26,16 +26,26 @@ OPEN_SESSION = """
     INSERT INTO strata.sessions (id, user_id, token_version, expires_at)
     SELECT $1::text::uuid, u.id, u.token_version, now() + make_interval(secs => $3::float8)
     FROM strata.users u WHERE u.id = $2::text::uuid AND u.disabled_at IS NULL
+        AND u.token_version = coalesce($4::integer, u.token_version)
     RETURNING token_version
 """
 INSERT_REFRESH = "INSERT INTO strata.refresh_tokens (digest, session_id) VALUES ($1, $2::text::uuid)"
 
 
 async def open_session(
-    connection: Connection, *, session_id: str, user_id: str, digest: bytes, ttl_seconds: float
+    connection: Connection,
+    *,
+    session_id: str,
+    user_id: str,
+    digest: bytes,
+    ttl_seconds: float,
+    known_version: int | None = None,
 ) -> int | None:
-    """The version of the user's tokens; None if there is no such user any more."""
-    version: int | None = await connection.fetchval(OPEN_SESSION, session_id, user_id, ttl_seconds)
+    """
+    The version of the user's tokens; None if there is no such user any more, or his password is another, or he was
+    signed out everywhere, since his tokens had the version that is known.
+    """
+    version: int | None = await connection.fetchval(OPEN_SESSION, session_id, user_id, ttl_seconds, known_version)
     if version is not None:
         await connection.execute(INSERT_REFRESH, digest, session_id)
     return version

@@ -76,7 +76,8 @@ class SigningIn:
     async def log_in(self, email: str, password: str, address: str) -> Opened:
         """Unauthenticated, the same for every reason; PolicyError 429 after too many of them."""
         account = await self._prove(email, password, address)
-        return await self._open(account.id)
+        # Whoever knew the old password while it was changed stays outside
+        return await self._open(account.id, account.token_version)
 
     async def register_first(self, email: str, password: str, name: str, address: str) -> Opened:
         """The first account, which is the admin's. PolicyError 403 if there is one, or nobody may register."""
@@ -197,7 +198,7 @@ class SigningIn:
                 await give_back(self._database, subjects)
             raise
 
-    async def _open(self, user_id: str) -> Opened:
+    async def _open(self, user_id: str, known_version: int | None = None) -> Opened:
         session_id = str(uuid.uuid4())
         refresh = new_refresh(session_id)
         async with self._database.transaction() as connection:
@@ -207,6 +208,7 @@ class SigningIn:
                 user_id=user_id,
                 digest=refresh.digest,
                 ttl_seconds=self._session_ttl_seconds,
+                known_version=known_version,
             )
         if version is None:
             raise _ended()
