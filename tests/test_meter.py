@@ -215,12 +215,13 @@ async def test_a_long_stream_is_noted_as_far_as_it_has_come(bench: Bench) -> Non
         one.delivered_events += 1
         bench.meter.progress(whole, one, None)
     bench.meter.progress(whole, one, Usage(input=14, output=2))
+    bench.meter.progress(whole, one, Usage())
     one.delivered_events = 9
     bench.meter.progress(whole, one, Usage(input=14))
     (_, *notes) = bench.records()
-    assert [kind for kind, _ in notes] == [PROGRESS] * 4
+    assert [kind for kind, _ in notes] == [PROGRESS] * 5
     counted = [(row.source, row.input_tokens, row.output_tokens) for _, row in notes]
-    assert counted == [("orphan", 50, 3), ("orphan", 50, 5), ("orphan", 14, 5), ("orphan", 14, 9)]
+    assert counted == [("orphan", 50, 3), ("orphan", 50, 5), ("orphan", 14, 5), ("orphan", 50, 5), ("orphan", 14, 9)]
     assert notes[-1][1].cost_nano_usd == 14 * 3 + 9 * 10 + 100
     assert notes[-1][1].budget_ids == ("b1",)
     bench.meter.settle(whole, one)

@@ -21,6 +21,7 @@ from proxy.metering.prices import PriceBook
 from proxy.providers import ChatRequest, Target, UpstreamRequest
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
+from proxy.storage.ledger import LedgerRow
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.accounts import Account
 from proxy.upstream.answers import AnswerStream, WholeAnswer
@@ -209,6 +210,57 @@ async def test_an_answer_without_usage_is_counted(house: House) -> None:
     answer = await house.ask(house.plan("one"), exchange)
     assert answer.attempt.source == "counted"
     assert answer.attempt.delivered_text == ["hi"]
+
+
+NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+@pytest.mark.parametrize("usage", [NOTHING, {"total_tokens": 0}, {"prompt_tokens": "3", "completion_tokens": []}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_usage_that_counts_nothing_is_none_where_something_was_said(
+    house: House, usage: dict[str, Any], stream: bool
+) -> None:
+    said = "one two " * 400
+    whole = {"choices": [{"index": 0, "message": {"content": said}, "finish_reason": "stop"}], "usage": usage}
+    pieces = ({"choices": [{"delta": {"content": said}, "finish_reason": "stop"}]}, {"choices": [], "usage": usage})
+    events = b"".join([b"data: " + msgspec.json.encode(piece) + b"\n\n" for piece in pieces])
+    house.replies = {"one": [reply(200, events + b"data: [DONE]\n\n" if stream else whole)]}
+    exchange = house.exchange(stream=stream)
+    answer = await house.ask(house.plan("one"), exchange, stream=stream)
+    while isinstance(answer, AnswerStream) and await answer.read():
+        pass
+    assert answer.attempt.source == "counted"
+    await house.meter.count(answer.attempt)
+    house.meter.settle(exchange, answer.attempt)
+    [row] = [msgspec.json.decode(row, type=LedgerRow) for row in house.rows]
+    assert (row.source, row.usage_suspect, msgspec.json.decode(row.usage_raw)) == ("counted", True, usage)
+    assert (row.input_tokens, row.output_tokens) == (answer.attempt.input_tokens_bound, 801)
+
+
+async def test_a_stream_that_is_cut_after_a_usage_of_nothing_is_billed_for_its_prompt_too(house: House) -> None:
+    cut = b'data: {"choices":[{"delta":{"content":"hi"}}],"usage":' + msgspec.json.encode(NOTHING) + b"}\n\n"
+    house.replies = {"one": [reply(200, cut)]}
+    exchange = house.exchange(stream=True)
+    stream = await house.ask(house.plan("one"), exchange, stream=True)
+    assert isinstance(stream, AnswerStream)
+    await stream.read()
+    with pytest.raises(UpstreamError) as failed:
+        await stream.read()
+    stream.abandon(failed.value)
+    house.meter.settle(exchange, stream.attempt)
+    [row] = [msgspec.json.decode(row, type=LedgerRow) for row in house.rows]
+    assert row.source == "counted"
+    assert (row.input_tokens, row.output_tokens > 0) == (stream.attempt.input_tokens_bound, True)
+
+
+async def test_an_answer_of_nothing_may_have_used_nothing(house: House) -> None:
+    empty = {"choices": [{"index": 0, "message": {"content": ""}, "finish_reason": "stop"}], "usage": NOTHING}
+    house.replies = {"one": [reply(200, empty)]}
+    exchange = house.exchange()
+    answer = await house.ask(house.plan("one"), exchange)
+    house.meter.settle(exchange, answer.attempt)
+    assert house.outcomes() == [("ok", "provider")]
+    assert answer.attempt.cost_nano_usd == 0
 
 
 async def test_money_is_set_aside_for_each_try(house: House) -> None:

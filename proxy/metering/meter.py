@@ -19,6 +19,7 @@ from proxy.metering.price_lines import Price
 from proxy.metering.prices import PriceBook
 from proxy.metering.segments import SETTLE, Position
 from proxy.metering.tokens import TOKENIZER, Tokenizer
+from proxy.metering.usage import NOTHING_USED
 from proxy.storage.ledger import Charge
 
 log = logging.getLogger("strata.metering")
@@ -28,7 +29,6 @@ MAX_COST_NANO_USD = 10**15
 MAX_RAW_CHARS = 8192
 NS_PER_MS = 1_000_000
 
-_NOTHING_USED = Usage()
 _NO_CHARGE: Charge = ((), ())
 
 _encode = msgspec.json.Encoder().encode
@@ -166,7 +166,7 @@ class Meter:
     def _usage(self, attempt: Attempt) -> Usage:
         """What to bill; sets the source where the provider's numbers are missing."""
         usage = attempt.usage
-        if usage is not None and not (attempt.usage_suspect and usage == _NOTHING_USED):
+        if usage is not None and not (attempt.usage_suspect and usage == NOTHING_USED):
             if attempt.source == "none":
                 attempt.source = "provider"
             return usage if attempt.source != "counted" else _with_counted(attempt, self._count_now(attempt))
@@ -177,7 +177,7 @@ class Meter:
             return _with_counted(attempt, self._count_now(attempt))
         if attempt.source == "ambiguous":
             return Usage(input=attempt.input_tokens_bound)
-        return _NOTHING_USED
+        return NOTHING_USED
 
     def _count_now(self, attempt: Attempt) -> int:
         return self._tokenizer.count("".join(attempt.delivered_text))
@@ -250,6 +250,7 @@ def _with_counted(attempt: Attempt, tokens: int) -> Usage:
 
 
 def _at_least(attempt: Attempt, said: Usage | None, tokens: int) -> Usage:
-    said = said or Usage(input=attempt.input_tokens_bound)
+    if said is None or said == NOTHING_USED:
+        said = Usage(input=attempt.input_tokens_bound)
     counted = max(tokens, attempt.delivered_events)
     return msgspec.structs.replace(said, output=said.output + max(counted - said.completion, 0))

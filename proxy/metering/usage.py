@@ -20,6 +20,7 @@ MAX_TOKENS = 10**15
 STANDARD_TIERS = frozenset({"", "default", "standard", "standard_only", "auto", "on_demand"})
 """What providers call the tier that needs no name: OpenAI, Anthropic, Groq. In an answer, `auto` says no more."""
 MAX_TIER_CHARS = 32
+NOTHING_USED = Usage()
 
 _NOTHING: Mapping[str, Any] = {}
 

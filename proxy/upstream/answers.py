@@ -16,7 +16,7 @@ import msgspec
 from proxy.config import Deployment, Timeouts
 from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, Usage
-from proxy.metering.usage import from_openai, read_service_tier, read_untouched
+from proxy.metering.usage import NOTHING_USED, from_openai, read_service_tier, read_untouched
 from proxy.providers import Event, Notice, Translator
 from proxy.providers.faults import bad_response, stream_error
 from proxy.providers.usage import openai_usage
@@ -217,8 +217,7 @@ class AnswerStream:
             if shown:
                 return shown
         self._learn()
-        if self.attempt.usage is None:
-            self.attempt.source = "counted"
+        believe_usage(self.attempt)
         self._response.release()
         return b""
 
@@ -253,6 +252,7 @@ class AnswerStream:
             if said is not None:
                 remember_usage(self._exchange, self.attempt, said, self._reader.usage_raw)
             self.attempt.source = "counted"
+        believe_usage(self.attempt)
 
     async def _pull(self) -> bytes:
         waited_from = time.monotonic_ns()
@@ -301,6 +301,14 @@ def remember_usage(exchange: Exchange, attempt: Attempt, usage: dict[str, Any], 
     # Where an API speaks of the tier inside its usage, the translator leaves it there.
     if "service_tier" in usage:
         attempt.service_tier = read_service_tier(usage["service_tier"])
+
+
+def believe_usage(attempt: Attempt) -> None:
+    """What an answer has used is counted if its provider says nothing of it, or that something was made of nothing."""
+    if attempt.usage == NOTHING_USED and attempt.delivered_events:
+        attempt.usage, attempt.usage_suspect = None, True
+    if attempt.usage is None:
+        attempt.source = "counted"
 
 
 def _note_usage(exchange: Exchange, attempt: Attempt, usage: Usage, suspect: bool, raw: bytes) -> None:

@@ -23,13 +23,14 @@ from proxy.errors import GatewayError, UpstreamError
 from proxy.exchange import Attempt, Exchange, OwnKey
 from proxy.metering.meter import Meter
 from proxy.metering.prices import PriceBook
+from proxy.metering.usage import NOTHING_USED
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
 from proxy.routing.plan import Plan, Step
 from proxy.routing.resting import Resting
 from proxy.routing.retries import RetryBudget, backoff_seconds
 from proxy.telemetry.traceparent import header_line
 from proxy.upstream.accounts import Account
-from proxy.upstream.answers import AnswerStream, WholeAnswer, read_fields
+from proxy.upstream.answers import AnswerStream, WholeAnswer, believe_usage, read_fields
 from proxy.upstream.connections import Response
 from proxy.upstream.notices import take_notices
 from proxy.upstream.own_keys import OwnKeys, blame
@@ -356,7 +357,7 @@ def _owner(exchange: Exchange) -> str:
 
 
 def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> None:
-    counting = attempt.usage is None
+    counting = attempt.usage in (None, NOTHING_USED)
     for choice in whole.choices():
         exchange.finish_reason = choice.finish_reason or exchange.finish_reason
         message = choice.message
@@ -364,8 +365,7 @@ def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> Non
             for text in (message.content, message.reasoning_content, message.refusal, message.tool_calls):
                 if text:
                     keep_text(attempt, text)
-    if counting:
-        attempt.source = "counted"
+    believe_usage(attempt)
 
 
 def _may_pass_here(error: UpstreamError) -> bool:
