@@ -62,6 +62,7 @@ def test_the_role_alone_commits_nothing_and_content_does() -> None:
         {"reasoning": "x"},
         {"refusal": "no"},
         {"audio": {"id": "a"}},
+        {"function_call": {"name": "f", "arguments": ""}},
         {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]},
     ],
 )
@@ -138,7 +139,10 @@ def test_what_was_delivered_is_remembered_for_counting() -> None:
     one.feed(content("lo"))
     calls = [{"index": 0, "function": {"name": "f", "arguments": '{"a"'}}]
     one.feed(event(choices=[{"index": 0, "delta": {"tool_calls": calls}}]))
-    assert "".join(tried.delivered_text) == 'Hellof{"a"'
+    one.feed(event(choices=[{"index": 0, "delta": {"function_call": {"name": "g", "arguments": None}}}]))
+    one.feed(event(choices=[{"index": 0, "delta": {"function_call": {"arguments": "{}"}}}]))
+    assert "".join(tried.delivered_text) == 'Hellof{"a"g{}'
+    assert tried.delivered_events == 5
 
 
 class Decoder:
@@ -163,12 +167,13 @@ def test_translated_chunks_are_stamped_counted_and_their_usage_held() -> None:
         {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"function_call": {"name": "g"}}, "finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
         {"choices": [], "usage": USAGE},
     ]
     shown = one.feed(Event("", msgspec.json.encode(chunks)))
-    assert shown.count(b"chatcmpl-1") == 4
-    assert "".join(tried.delivered_text) == "xf{}"
+    assert shown.count(b"chatcmpl-1") == 5
+    assert "".join(tried.delivered_text) == "xf{}g"
     assert one.content and one.done and one.finish_reason == "tool_calls" and one.usage == USAGE
     assert b'"cost":1.0' in one.ending(1.0)
 

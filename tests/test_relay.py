@@ -210,6 +210,10 @@ async def test_an_answer_without_usage_is_counted(house: House) -> None:
     answer = await house.ask(house.plan("one"), exchange)
     assert answer.attempt.source == "counted"
     assert answer.attempt.delivered_text == ["hi"]
+    called = {"message": {"content": None, "function_call": {"name": "f", "arguments": "{}"}}}
+    house.replies = {"one": [reply(200, {"choices": [called]})]}
+    answer = await house.ask(house.plan("one"), house.exchange())
+    assert answer.attempt.delivered_text == ["f{}"]
 
 
 NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}

@@ -41,6 +41,7 @@ class _Message(msgspec.Struct):
     content: Any = None
     reasoning_content: Any = None
     refusal: Any = None
+    function_call: Any = None
     tool_calls: Any = None
 
 

@@ -66,6 +66,7 @@ class TapDelta(msgspec.Struct):
     reasoning: Any = None
     refusal: Any = None
     audio: Any = None
+    function_call: Any = None
     tool_calls: list[TapCall] | None = None
 
 
@@ -183,7 +184,7 @@ class PassReader:
             if delta is None:
                 regular = False
                 continue
-            for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
+            for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal, delta.function_call):
                 if text:
                     self.content = True
                     keep_text(self._attempt, text)
@@ -247,7 +248,7 @@ class TranslatedReader:
                 self.finish_reason = choice["finish_reason"]
                 self.content = True
             delta = choice["delta"]
-            for name in ("content", "reasoning_content", "refusal"):
+            for name in ("content", "reasoning_content", "refusal", "function_call"):
                 if delta.get(name):
                     self.content = True
                     keep_text(self._attempt, delta[name])
@@ -274,5 +275,7 @@ def thoughts_in(message: Json) -> list[Json]:
 
 def keep_text(attempt: Attempt, text: Any) -> None:
     """Remembers what was delivered, so that an answer without usage can be counted. A pool bounds an answer's size."""
+    if isinstance(text, dict) and text.keys() <= {"name", "arguments"}:
+        text = "".join([str(part) for part in text.values() if part])
     attempt.delivered_events += 1
     attempt.delivered_text.append(text if isinstance(text, str) else str(text))

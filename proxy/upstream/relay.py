@@ -362,7 +362,7 @@ def _keep_whole(exchange: Exchange, attempt: Attempt, whole: WholeAnswer) -> Non
         exchange.finish_reason = choice.finish_reason or exchange.finish_reason
         message = choice.message
         if counting and message is not None:
-            for text in (message.content, message.reasoning_content, message.refusal, message.tool_calls):
+            for text in msgspec.structs.astuple(message):
                 if text:
                     keep_text(attempt, text)
     believe_usage(attempt)
