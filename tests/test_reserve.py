@@ -85,6 +85,14 @@ async def test_the_clients_own_limit_is_what_is_reserved() -> None:
     assert attempt.hold is not None and attempt.hold.nano_usd == till.held[0]
 
 
+async def test_of_two_limits_the_larger_is_reserved_for_nobody_knows_which_a_provider_heeds() -> None:
+    till = Till(10**9)
+    for limits in ((50, 900), (900, 50)):
+        sent = dict(zip(("max_completion_tokens", "max_tokens"), limits, strict=True))
+        await reserve(till, {**ASKED, **sent})
+    assert till.held == [100 + 900 * 10] * 2
+
+
 async def test_without_a_limit_the_models_maximum_is_reserved_and_nothing_is_changed() -> None:
     till = Till(10**9)
     limit, _ = await reserve(till, ASKED, maximum=2_000)

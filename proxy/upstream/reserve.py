@@ -140,10 +140,13 @@ def choices(chat: ChatRequest) -> int:
 
 
 def output_bound(chat: ChatRequest, target: Target) -> int:
-    """Tokens of all answers to this request together, at most. Embeddings have none."""
+    """
+    Tokens of all answers to this request together, at most; of two limits a provider may heed either. Embeddings have
+    none.
+    """
     if "messages" not in chat:
         return 0
-    most = chat.get("max_completion_tokens") or chat.get("max_tokens") or target.max_output_tokens
+    most = max(chat.get("max_completion_tokens") or 0, chat.get("max_tokens") or 0) or target.max_output_tokens
     return int(most or DEFAULT_OUTPUT_BOUND) * choices(chat)
 
 
