@@ -252,6 +252,7 @@ SENT = AttemptDetail(1, "p/m", "p", 200, "ok", dispatched=True, ended_ms=5)
         pytest.param([ledger(), ledger(attempt=-1, source="adjustment", cost_nano_usd=-500)], True, 8_000, id="less"),
         pytest.param([ledger(lines='{"input": 250000, "request": 1000}', cost_nano_usd=2_501)], True, 2_501, id="some"),
         pytest.param([ledger(lines='{"input": 150, "request": 0}', cost_nano_usd=2)], True, 2, id="half up"),
+        pytest.param([ledger(input_tokens=10**15, cost_nano_usd=10**15)], True, 10**15, id="bounded"),
     ],
 )
 def test_the_ledger_alone_explains_the_cost(rows: list[dict[str, Any]], agrees: bool | None, cost: int) -> None:
@@ -272,6 +273,12 @@ def test_what_was_said_at_the_time_must_be_what_the_ledger_says_now() -> None:
     unknown = explain(history(SENT, cost_nano_usd=None), [ledger(price_state="unknown", lines=None)])
     assert (unknown.agrees, unknown.unpriced) == (None, True)
     assert Detail().attempts == ()
+
+
+def test_what_was_priced_later_is_no_lower_bound_any_more() -> None:
+    rows = [ledger(attempt=number, price_state="unknown", lines=None, cost_nano_usd=0) for number in (1, 2)]
+    later = [ledger(attempt=number, source="adjustment", cost_nano_usd=8_500) for number in (-2, -102, -1)]
+    assert [explain(None, [*rows, *later[:count]]).unpriced for count in range(4)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

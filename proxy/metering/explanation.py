@@ -15,7 +15,9 @@ import msgspec
 
 from proxy.exchange import Budget
 from proxy.metering.history import AttemptDetail, Detail, ErrorDetail, RateDetail, StepDetail
+from proxy.metering.meter import MAX_COST_NANO_USD
 from proxy.metering.price_lines import COLUMNS, PICO_PER_NANO, REQUEST
+from proxy.storage.prices import STRIDE
 
 SOURCES = {
     "provider": "as the provider reported it",
@@ -108,7 +110,7 @@ class Explanation(msgspec.Struct, frozen=True):
     cost_nano_usd: int
     """The sum of the ledger's rows."""
     unpriced: bool
-    """Some part has no known price: the cost is a lower bound."""
+    """Some part has no known price, and none has been entered since: the cost is a lower bound."""
     complete: bool
     """Whether every attempt that was sent has its row by now."""
     agrees: bool | None
@@ -125,6 +127,7 @@ def explain(row: Row | None, bill: Sequence[Row]) -> Explanation:
     attempts = tuple(_attempts(detail, bill))
     complete = all(one.bill is not None for one in attempts if one.dispatched)
     cost = sum(line["cost_nano_usd"] for line in bill)
+    corrected = {-line["attempt"] % STRIDE for line in bill if line["attempt"] < 0}
     return Explanation(
         id=known["id"] if row is not None else known["request_id"],
         request_id=known["public_id"],
@@ -151,14 +154,17 @@ def explain(row: Row | None, bill: Sequence[Row]) -> Explanation:
         notices=msgspec.json.decode(row["notices"]) if row is not None else [],
         error=detail.error,
         cost_nano_usd=cost,
-        unpriced=any(line["price_state"] == "unknown" for line in bill),
+        unpriced=any(line["price_state"] == "unknown" and line["attempt"] not in corrected for line in bill),
         complete=complete,
         agrees=_agree(row, attempts, complete),
     )
 
 
 def price_again(row: Row) -> tuple[tuple[Line, ...] | None, int | None]:
-    """The lines of a ledger row and what they come to, rounded half up once. None: they are not stored."""
+    """
+    The lines of a ledger row and what they come to, rounded half up once, and bounded as the meter does. None: they are
+    not stored.
+    """
     if row["lines"] is None or row["source"] in NOT_BY_PRICE:
         return None, None
     rates: Mapping[str, int | None] = msgspec.json.decode(row["lines"])
@@ -168,7 +174,7 @@ def price_again(row: Row) -> tuple[tuple[Line, ...] | None, int | None]:
     if rates.get(REQUEST):
         lines.append(_line(REQUEST, 1, rates[REQUEST]))
     pico = sum(line.pico_usd for line in lines)
-    return tuple(lines), (pico + PICO_PER_NANO // 2) // PICO_PER_NANO
+    return tuple(lines), min((pico + PICO_PER_NANO // 2) // PICO_PER_NANO, MAX_COST_NANO_USD)
 
 
 def _line(bucket: str, count: int, each: int | None) -> Line:
