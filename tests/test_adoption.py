@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from proxy.exchange import Budget
 from proxy.metering.adoption import Estate, discard_old, find_dead, find_estates, segment_paths
-from proxy.metering.segments import DISPATCH, LOCK, PROGRESS, SETTLE, SHIPPED, read_records
+from proxy.metering.segments import DISPATCH, LOCK, PROGRESS, SEGMENT, SETTLE, SHIPPED, read_records
 from proxy.storage import budgets
 from proxy.storage.ledger import decode_row, encode_row
 from proxy.storage.postgres import Database
@@ -183,6 +185,18 @@ async def test_segments_of_the_dead_go_when_they_are_old(worker: Worker, db: Dat
     discard_old(folder, worker.journal.name, 0, 1000.0)
     assert list(folder.glob(f"{name}*")) == []
     await dead.journal.close()
+
+
+def test_two_workers_may_discard_the_same_segments_at_once(tmp_path: Path) -> None:
+    name = f"boot-1-{1:032x}"
+    (tmp_path / f"{name}{SHIPPED}").touch()
+    for number in range(1, 500):
+        (tmp_path / f"{name}-{number:06d}{SEGMENT}").touch()
+    with ThreadPoolExecutor(4) as pool:
+        discarding = [pool.submit(discard_old, tmp_path, "own", 0, time.time() + 10) for _ in range(4)]
+        counts = [one.result() for one in discarding]
+    assert sum(counts) >= 499
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_lock_that_another_heir_has_finished_with_is_left_alone(

@@ -18,8 +18,8 @@ import pytest
 
 from proxy.errors import CallerError
 from proxy.metering.reconciliation import compare, read_export
-from proxy.metering.segments import LOCK, SHIPPED
-from proxy.metering.verification import check_journals
+from proxy.metering.segments import LOCK, SEGMENT, SHIPPED
+from proxy.metering.verification import Journals, check_journals
 from proxy.storage.budgets import read_period, take_lease
 from proxy.storage.embedded import find_running
 from proxy.storage.forfeits import forfeit, leases
@@ -233,6 +233,35 @@ async def test_journals_are_compared_as_far_as_they_are_shipped(db: Database, tm
     matched, waiting = await check_journals(db, tmp_path)
     assert (matched.compared, matched.differences, waiting.compared) == (622, 2, 0)
     assert [line.what for line in matched.shown] == ["the whole row", "the whole row"]
+
+
+async def test_a_gateway_at_work_takes_away_what_is_just_being_compared(db: Database, tmp_path: Path) -> None:
+    worker = Worker(tmp_path, db)
+    for number in range(200):
+        worker.settle(number)
+    worker.journal.note_shipped(worker.journal.position)
+    reading = Journals(tmp_path).rows()
+    next(reading)
+    segments = list(tmp_path.glob(f"*{SEGMENT}"))
+    for path in segments:
+        path.unlink()
+    assert len(segments) > 2
+    assert 0 < len(list(reading)) < 199
+
+
+async def test_a_journal_that_is_finished_while_it_is_looked_for_is_read_as_one_that_is(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(tmp_path, db)
+    worker.settle(1)
+    lock, read_bytes = next(tmp_path.glob(f"*{LOCK}")), Path.read_bytes
+
+    def finish(path: Path) -> bytes:
+        lock.rename(lock.with_suffix(SHIPPED))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", finish)
+    assert [exact for _, exact in Journals(tmp_path).rows()] == [True]
 
 
 async def test_an_orphan_need_not_cost_what_was_feared(db: Database, tmp_path: Path) -> None:

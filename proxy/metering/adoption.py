@@ -8,6 +8,7 @@ last that is known of it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -140,14 +141,20 @@ def discard_old(folder: Path, own_name: str, own_below: int, before: float) -> i
     discarded = 0
     for done in folder.glob(f"*{SHIPPED}"):
         paths = segment_paths(folder, done.name.removesuffix(SHIPPED))
-        old = [path for path in paths if path.stat().st_mtime < before]
-        for path in old:
-            path.unlink()
-        discarded += len(old)
-        if len(old) == len(paths):
-            done.unlink()
+        gone = sum([_discard(path, before) for path in paths])
+        discarded += gone
+        if gone == len(paths):
+            done.unlink(missing_ok=True)
     for path in segment_paths(folder, own_name):
-        if segment_number(path) < own_below and path.stat().st_mtime < before:
-            path.unlink()
-            discarded += 1
+        if segment_number(path) < own_below:
+            discarded += _discard(path, before)
     return discarded
+
+
+def _discard(path: Path, before: float) -> bool:
+    """Whether it is gone; another worker may be at it, too."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mtime >= before:
+            return False
+        path.unlink()
+    return True

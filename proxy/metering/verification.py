@@ -7,13 +7,14 @@ whatever is behind that is only counted.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from proxy.metering.adoption import segment_number, segment_paths
-from proxy.metering.segments import LOCK, SETTLE, SHIPPED, Position, read_position_note, read_records
+from proxy.metering.segments import LOCK, SETTLE, SHIPPED, Position, Record, read_position_note, read_records
 from proxy.storage.ledger import LedgerRow, decode_row, storable
 from proxy.storage.postgres import Database
 from proxy.storage.verify import MAX_SHOWN, Check, Difference, find_rows
@@ -39,7 +40,7 @@ class Journals:
             unsettled: dict[tuple[bytes, int], LedgerRow] = {}
             for path in segment_paths(self._folder, name):
                 number = segment_number(path)
-                for record in read_records(path):
+                for record in _records(path):
                     row = decode_row(record.payload)
                     if record.kind != SETTLE:
                         unsettled[row.request_id, row.attempt] = row
@@ -55,10 +56,17 @@ class Journals:
     def _workers(self) -> list[tuple[str, Position]]:
         found = []
         for lock in sorted(self._folder.glob(f"*{LOCK}")):
-            found.append((lock.name.removesuffix(LOCK), read_position_note(lock.read_bytes()[:64])))
+            with contextlib.suppress(FileNotFoundError):  # finished by now, and found below
+                found.append((lock.name.removesuffix(LOCK), read_position_note(lock.read_bytes()[:64])))
         for done in sorted(self._folder.glob(f"*{SHIPPED}")):
             found.append((done.name.removesuffix(SHIPPED), THE_END))
         return found
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """Nothing, of a segment that was discarded a moment ago."""
+    with contextlib.suppress(FileNotFoundError):
+        yield from read_records(path)
 
 
 async def check_journals(db: Database, folder: Path) -> list[Check]:
