@@ -111,8 +111,27 @@ BUDGETS_DIFFER = """
     ORDER BY 1, 2 LIMIT 20
 """
 
-HOURS_DIFFER = """
-    WITH rows AS (
+_sums_differ = """
+    WITH expected AS ({expected})
+    SELECT to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') || ' key ' || key_id || ' ' || model || ' by '
+            || deployment AS subject, v.what, v.expected, v.found, count(*) OVER () AS total
+    FROM expected e
+    FULL JOIN strata.{sums} s USING (bucket, key_id, user_id, team_id, model, deployment, provider)
+    CROSS JOIN LATERAL (VALUES
+        ('attempts', e.attempts::numeric, s.attempts::numeric), ('errors', e.errors, s.errors),
+        ('estimated', e.estimated, s.estimated), ('unpriced', e.unpriced, s.unpriced),
+        ('input_tokens', e.input_tokens, s.input_tokens), ('cached_tokens', e.cached_tokens, s.cached_tokens),
+        ('cache_write_tokens', e.cache_write_tokens, s.cache_write_tokens),
+        ('output_tokens', e.output_tokens, s.output_tokens),
+        ('reasoning_tokens', e.reasoning_tokens, s.reasoning_tokens),
+        ('cost_nano_usd', e.cost_nano_usd, s.cost_nano_usd)) v(what, expected, found)
+    WHERE coalesce(v.expected, 0) <> coalesce(v.found, 0)
+    ORDER BY 1, 2 LIMIT 20
+""".format
+
+HOURS_DIFFER = _sums_differ(
+    sums="usage_hourly",
+    expected="""
         SELECT date_trunc('hour', started_at, 'UTC') AS bucket,
             coalesce(key_id, '00000000-0000-0000-0000-000000000000') AS key_id,
             coalesce(user_id, '00000000-0000-0000-0000-000000000000') AS user_id,
@@ -128,47 +147,20 @@ HOURS_DIFFER = """
             sum(output_tokens + reasoning_tokens + audio_output_tokens + image_output_tokens) AS output_tokens,
             sum(reasoning_tokens) AS reasoning_tokens, sum(cost_nano_usd) AS cost_nano_usd
         FROM strata.usage GROUP BY 1, 2, 3, 4, 5, 6, 7
-    )
-    SELECT to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') || ' key ' || key_id || ' ' || model || ' by '
-            || deployment AS subject, v.what, v.expected, v.found, count(*) OVER () AS total
-    FROM rows r
-    FULL JOIN strata.usage_hourly h USING (bucket, key_id, user_id, team_id, model, deployment, provider)
-    CROSS JOIN LATERAL (VALUES
-        ('attempts', r.attempts::numeric, h.attempts::numeric), ('errors', r.errors, h.errors),
-        ('estimated', r.estimated, h.estimated), ('unpriced', r.unpriced, h.unpriced),
-        ('input_tokens', r.input_tokens, h.input_tokens), ('cached_tokens', r.cached_tokens, h.cached_tokens),
-        ('cache_write_tokens', r.cache_write_tokens, h.cache_write_tokens),
-        ('output_tokens', r.output_tokens, h.output_tokens),
-        ('reasoning_tokens', r.reasoning_tokens, h.reasoning_tokens),
-        ('cost_nano_usd', r.cost_nano_usd, h.cost_nano_usd)) v(what, expected, found)
-    WHERE coalesce(v.expected, 0) <> coalesce(v.found, 0)
-    ORDER BY 1, 2 LIMIT 20
-"""
+    """,
+)
 
-DAYS_DIFFER = """
-    WITH hours AS (
+DAYS_DIFFER = _sums_differ(
+    sums="usage_daily",
+    expected="""
         SELECT date_trunc('day', bucket, 'UTC') AS bucket, key_id, user_id, team_id, model, deployment, provider,
             sum(attempts) AS attempts, sum(errors) AS errors, sum(estimated) AS estimated, sum(unpriced) AS unpriced,
             sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
             sum(cache_write_tokens) AS cache_write_tokens, sum(output_tokens) AS output_tokens,
             sum(reasoning_tokens) AS reasoning_tokens, sum(cost_nano_usd) AS cost_nano_usd
         FROM strata.usage_hourly GROUP BY 1, 2, 3, 4, 5, 6, 7
-    )
-    SELECT to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ' key ' || key_id || ' ' || model || ' by '
-            || deployment AS subject, v.what, v.expected, v.found, count(*) OVER () AS total
-    FROM hours h
-    FULL JOIN strata.usage_daily d USING (bucket, key_id, user_id, team_id, model, deployment, provider)
-    CROSS JOIN LATERAL (VALUES
-        ('attempts', h.attempts::numeric, d.attempts::numeric), ('errors', h.errors, d.errors),
-        ('estimated', h.estimated, d.estimated), ('unpriced', h.unpriced, d.unpriced),
-        ('input_tokens', h.input_tokens, d.input_tokens), ('cached_tokens', h.cached_tokens, d.cached_tokens),
-        ('cache_write_tokens', h.cache_write_tokens, d.cache_write_tokens),
-        ('output_tokens', h.output_tokens, d.output_tokens),
-        ('reasoning_tokens', h.reasoning_tokens, d.reasoning_tokens),
-        ('cost_nano_usd', h.cost_nano_usd, d.cost_nano_usd)) v(what, expected, found)
-    WHERE coalesce(v.expected, 0) <> coalesce(v.found, 0)
-    ORDER BY 1, 2 LIMIT 20
-"""
+    """,
+)
 
 # Above a million dollars the meter caps what it writes down: such a row is marked as suspect, and is not its price.
 COSTS_DIFFER = """
