@@ -132,6 +132,18 @@ def test_an_end_without_done_or_finish_is_a_cut_and_with_a_finish_it_is_an_end()
     assert whole.done
 
 
+def test_an_end_is_one_only_when_each_choice_has_its_finish() -> None:
+    half = [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}, {"index": 1, "delta": {"content": "b"}}]
+    one = reader(asked=False)
+    one.feed(event(choices=half))
+    with pytest.raises(StreamTruncated):
+        one.close()
+    one.feed(event(choices=[{"index": 1, "delta": {}, "finish_reason": "length"}]))
+    one.feed(event(choices=[{"index": 0, "delta": {}}]))
+    one.close()
+    assert one.done
+
+
 def test_what_was_delivered_is_remembered_for_counting() -> None:
     tried = attempt()
     one = reader(asked=False, of=tried)

@@ -71,6 +71,7 @@ class TapDelta(msgspec.Struct):
 
 
 class TapChoice(msgspec.Struct):
+    index: int | None = None
     delta: TapDelta | None = None
     finish_reason: str | None = None
 
@@ -111,6 +112,9 @@ class PassReader:
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
         self._said: Json | None = None
+        self._begun: set[int | None] = set()
+        self._finished: set[int | None] = set()
+        """Choices, by their index."""
         self.finish_reason = ""
 
     @property
@@ -142,8 +146,8 @@ class PassReader:
         return b"data: " + data + b"\n\n" if regular else self._envelope.mend(_decode(data))
 
     def close(self) -> bytes:
-        # Some servers never say [DONE]; a finish reason is proof enough, an end of bytes alone is none.
-        if not self.done and not self.finish_reason:
+        # Some servers never say [DONE]; a finish for each choice is proof enough, an end of bytes alone is none.
+        if not self.done and not (self._finished and self._begun <= self._finished):
             raise StreamTruncated()
         self._finish()
         return b""
@@ -177,7 +181,9 @@ class PassReader:
         """Takes what metering needs; False: a client of OpenAI's would stumble over this chunk (Azure's filter)."""
         regular = bool(chunk.object == CHUNK)
         for choice in chunk.choices or ():
+            self._begun.add(choice.index)
             if choice.finish_reason:
+                self._finished.add(choice.index)
                 self.finish_reason = choice.finish_reason
                 self.content = True
             delta = choice.delta
