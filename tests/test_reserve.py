@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.admission.refusals import budget_exceeded
@@ -131,6 +132,21 @@ async def test_a_clients_limit_and_a_strict_request_are_left_alone_and_refused(
         await reserve(Till(5_000), chat, maximum=2_000, strict=strict)
     assert (refused.value.status, refused.value.code) == (429, "insufficient_quota")
     assert refused.value.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("frees", [(9_000, 5_000), (5_000, 9_000)])
+async def test_the_tightest_of_several_budgets_limits_the_answer(frees: tuple[int, int]) -> None:
+    yours = msgspec.structs.replace(MINE, id="c")
+    second = Till(frees[1], yours)
+
+    class Both(Till):
+        async def hold(self, caller: Caller, nano_usd: int, more: tuple[Budget, ...]) -> Hold:
+            await super().hold(caller, nano_usd, more)
+            return await second.hold(caller, nano_usd, more)
+
+    limit, attempt = await reserve(Both(frees[0]), ASKED, maximum=2_000, who=caller(MINE, yours))
+    assert limit is not None and 479 <= limit <= 483
+    assert attempt.hold is not None and attempt.hold.nano_usd <= 5_000
 
 
 async def test_a_strict_request_must_say_how_long_an_answer_may_be_where_nobody_knows() -> None:

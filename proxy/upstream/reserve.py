@@ -76,18 +76,19 @@ class Reserve:
         limit = DEFAULT_OUTPUT_BOUND if unlimited and target.max_output_tokens is None else None
         if limit is not None and strict:
             raise _limit_wanted(attempt.deployment)
-        try:
-            attempt.hold = await self._hold(caller, ceiling, bound)
-        except PolicyError as error:
-            limit = self._affordable(attempt, chat, error) if unlimited and not strict else 0
-            if limit < LEAST_OUTPUT_TOKENS:
-                raise _spent(error) from error
-            attempt.output_tokens_bound = limit * choices(chat)
+        # Each budget may refuse once: the first says what it has left, and the next may have less.
+        refusals_left = len(caller.budgets) + len(bound) if unlimited and not strict else 0
+        while True:
             try:
-                attempt.hold = await self._hold(caller, self._ceiling(attempt), bound)
-            except PolicyError as again:
-                raise _spent(again) from again
-        return limit
+                attempt.hold = await self._hold(caller, ceiling, bound)
+                return limit
+            except PolicyError as error:
+                limit = self._affordable(attempt, chat, error) if refusals_left else 0
+                if limit < LEAST_OUTPUT_TOKENS:
+                    raise _spent(error) from error
+                refusals_left -= 1
+                attempt.output_tokens_bound = limit * choices(chat)
+                ceiling = self._ceiling(attempt)
 
     def _ceiling(self, attempt: Attempt, output_tokens: int | None = None) -> int:
         """Nano-dollars, of what has a price."""
