@@ -320,6 +320,7 @@ def test_exports_are_read_and_summed_by_day_and_model() -> None:
         ("day,model,cost_usd\n2026-09-21,m,much\n", "Row 1: cost_usd must be a number"),
         ("day,model,cost_usd\n2026-09-21,m,NaN\n", "Row 1: cost_usd"),
         ("day,model,cost_usd\n2026-09-21,m,1e99\n", "Row 1: cost_usd"),
+        ("day,model,cost_usd\n2026-09-21,m,1e999999999\n", "Row 1: cost_usd must be a number"),
         ("day,model,input_tokens\n2026-09-21,m,1.5\n", "Row 1: input_tokens cannot be"),
         ("day,model,input_tokens\n2026-09-21,m,-1\n", "Row 1: input_tokens cannot be"),
         ("[1]", "array of objects"),

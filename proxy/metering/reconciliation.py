@@ -14,7 +14,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
 import msgspec
@@ -149,7 +149,7 @@ def _number(value: object, name: str, row: int) -> int:
     try:
         number = Decimal(str(value).strip().removeprefix("$").replace(",", "")).scaleb(scale)
         whole = number.quantize(Decimal(1), ROUND_HALF_UP)
-    except InvalidOperation:
+    except ArithmeticError:
         raise _wrong(f"Row {row}: {name} must be a number, not {str(value)[:40]!r}.") from None
     if not whole.is_finite() or abs(whole) > MAX_VALUE or (not scale and (number != whole or whole < 0)):
         raise _wrong(f"Row {row}: {name} cannot be {str(value)[:40]}.")
