@@ -443,6 +443,25 @@ async def test_what_an_answer_left_is_only_given_away_when_the_disk_has_its_sett
     assert postgres.leased("b") == 100
 
 
+async def test_money_that_waits_for_a_disk_in_vain_is_not_forgotten(postgres: ModelPostgres) -> None:
+    answered = asyncio.Event()
+
+    async def keep() -> bool:
+        await answered.wait()
+        return False
+
+    worker = Worker(postgres, keep=keep)
+    who = caller(budget(limit=1000))
+    worker.budgets.resolve(await worker.hold(who, 1000), 0)
+    worker.budgets.on_notice("short b 00000000-0000-0000-0000-0000000000bb")
+    await asyncio.sleep(0)
+    await worker.idle(2)
+    answered.set()
+    await asyncio.sleep(0.01)
+    assert worker.budgets.shares() == {("b", 0): (1000, 0)}
+    assert (await worker.hold(who, 1000)).nano_usd == 1000
+
+
 async def test_a_raised_budget_is_asked_for_at_once(worker: Worker) -> None:
     await worker.hold(caller(budget(limit=100)), 100)
     await worker.refused(caller(budget(limit=100)), 50)

@@ -314,21 +314,24 @@ class Budgets:
         hold would be charged.
         """
         nano_usd, share.free = share.free, 0
-        if nano_usd > 0 and not await self._keep():
-            share.free += nano_usd
-            return
+        share.returning += 1
         try:
+            if nano_usd > 0 and not await self._keep():
+                share.free += nano_usd
+                return
             await self._give_back(self._db, budget_id, share.starts_ms, self._worker_id, nano_usd)
         except Unavailable:
             # Whether it arrived is not known, and given twice it would free money that was spent
             self.stranded_nano_usd_total += nano_usd
             log.warning("A budget's lease of %d nano-dollars was given back without an answer.", nano_usd)
+        finally:
+            share.returning -= 1
 
     async def _clear_past(self) -> None:
         for period, share in list(self._past.items()):
             if share.free:
                 await self._return_free(period[0], share)
-            if not share.holds and not share.free and self._past.get(period) is share:
+            if share.over and self._past.get(period) is share:
                 del self._past[period]
 
     def _account(self, budget: Budget) -> Account:
@@ -365,7 +368,7 @@ class Budgets:
 
 def _unused(account: Account) -> bool:
     share = account.share
-    return not account.busy and account.asking is None and (share is None or (not share.holds and share.free == 0))
+    return not account.busy and account.asking is None and (share is None or share.over)
 
 
 def _hold(nano_usd: int, budgets: Sequence[Budget], shares: Sequence[Share]) -> Hold:

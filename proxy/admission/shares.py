@@ -10,7 +10,7 @@ from proxy.exchange import Budget
 class Share:
     """What this worker has of one period. Leased, less given back, is always `free + held + what it has cost`."""
 
-    __slots__ = ("ends_ms", "free", "held", "holds", "idle_sweeps", "starts_ms")
+    __slots__ = ("ends_ms", "free", "held", "holds", "idle_sweeps", "returning", "starts_ms")
 
     def __init__(self, starts_ms: int) -> None:
         self.starts_ms = starts_ms
@@ -20,6 +20,13 @@ class Share:
         self.held = 0
         self.holds = 0
         self.idle_sweeps = 0
+        self.returning = 0
+        """Attempts to give back what is free, under way: it may come back here."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing of it is left, nor can any more come back."""
+        return not (self.holds or self.free or self.returning)
 
     def set_aside(self, nano_usd: int) -> None:
         self.free -= nano_usd
