@@ -373,6 +373,11 @@ LOADED = Tokenizer()
 LOADED.load()
 
 
+async def test_an_answer_of_nothing_but_spaces_is_counted_however_long_it_is() -> None:
+    assert 0 < await LOADED.count_exactly(" " * 1_200_000) < 20_000
+    assert 200_001 <= await LOADED.count_exactly("a b " * 100_000) <= 200_001 + 3
+
+
 @given(st.text())
 def test_no_text_has_more_tokens_than_the_bound(text: str) -> None:
     assert LOADED._encoding is not None

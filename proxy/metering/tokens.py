@@ -24,6 +24,8 @@ ENCODING = "o200k_base"
 CACHE_NAME = "fb374d419588a4632f3f557e76b4b70aebbca790"
 """The name under which tiktoken looks for this vocabulary: the SHA-1 of where it would download it from."""
 MAX_BYTES_ON_LOOP = 2048
+PIECE_CHARS = 100_000
+"""Counted at once: over a million spaces tiktoken panics, which is no Exception. A cut costs about a token."""
 
 _ENVIRONMENT = threading.Lock()
 
@@ -76,7 +78,11 @@ class Tokenizer:
 
     def _count_here(self, text: str) -> int:
         self.load_soon().join()
-        return _bytes_of(text) if self._encoding is None else len(self._encoding.encode_ordinary(text))
+        encoding = self._encoding
+        if encoding is None:
+            return _bytes_of(text)
+        pieces = range(0, len(text), PIECE_CHARS)
+        return sum([len(encoding.encode_ordinary(text[at : at + PIECE_CHARS])) for at in pieces])
 
 
 def _bytes_of(text: str) -> int:
