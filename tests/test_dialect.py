@@ -87,6 +87,12 @@ def test_nesting_is_counted_in_structure_not_in_brackets_of_text() -> None:
         ({"model": 5}, "model", "a string"),
         ({"stream": "yes"}, "stream", "a boolean"),
         ({"api_base": "http://evil"}, "api_base", "configured on the gateway"),
+        ({"tool_choice": {"function": "look"}}, "tool_choice.function", "an object"),
+        ({"tool_choice": {"function": {"name": ["look"]}}}, "tool_choice.function.name", "a string"),
+        ({"tool_choice": {"allowed_tools": []}}, "tool_choice.allowed_tools", "an object"),
+        ({"tool_choice": {"allowed_tools": {}}}, "tool_choice.allowed_tools.tools", "missing"),
+        ({"tool_choice": {"allowed_tools": {"tools": ["look"]}}}, "tool_choice.allowed_tools.tools[0]", "an object"),
+        ({"web_search_options": {"user_location": "Berlin"}}, "web_search_options.user_location", "an object"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_path(fields: dict[str, Any], param: str, words: str) -> None:
@@ -96,6 +102,27 @@ def test_a_wrong_field_is_named_with_its_path(fields: dict[str, Any], param: str
     assert refused.value.param == param
     assert words in refused.value.message
     assert "`" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [
+        ({"reasoning_details": [{"type": "reasoning.text", "text": 5}]}, "reasoning_details[0].text"),
+        ({"reasoning_details": [{"type": "reasoning.text", "index": []}]}, "reasoning_details[0].index"),
+        ({"reasoning_details": [{"type": "reasoning.text", "format": {}}]}, "reasoning_details[0].format"),
+        ({"native_blocks": [{}]}, "native_blocks[0].type"),
+        ({"native_blocks": [{"type": "server_tool_use", "id": []}]}, "native_blocks[0].id"),
+        ({"tool_calls": [{"id": "a", "function": {"name": "f"}, "extra_content": "x"}]}, "tool_calls[0].extra_content"),
+        ({"content": [{"type": "video_url", "video_url": "https://a.example/v.mp4"}]}, "content[0].video_url"),
+        ({"content": [{"type": "video_url", "video_url": {"url": 5}}]}, "content[0].video_url.url"),
+    ],
+)
+def test_what_a_client_brings_back_changed_beyond_use_is_named_and_no_failure_of_ours(
+    said: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(CallerError) as refused:
+        dialect.decode(msgspec.json.encode({**HELLO, "messages": [{"role": "assistant", **said}]}))
+    assert (refused.value.status, refused.value.param) == (400, f"messages[0].{path}")
 
 
 def test_a_model_is_needed() -> None:

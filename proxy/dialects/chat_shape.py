@@ -29,6 +29,10 @@ class File(Struct):
     filename: str | None = None
 
 
+class VideoURL(Struct):
+    url: str
+
+
 class InputAudio(Struct):
     data: str
     format: str
@@ -41,6 +45,7 @@ class Part(Struct):
     image_url: ImageURL | None = None
     input_audio: InputAudio | None = None
     file: File | None = None
+    video_url: VideoURL | None = None
     cache_control: dict[str, Any] | None = None
 
 
@@ -59,6 +64,27 @@ class ToolCall(Struct):
     type: str = "function"
     function: FunctionCall | None = None
     custom: CustomCall | None = None
+    extra_content: dict[str, Any] | None = None
+
+
+class Thought(Struct):
+    """A piece of `reasoning_details`; whose it is and what it is, its translator finds out."""
+
+    type: str | None = None
+    format: str | None = None
+    index: float | str | None = None
+    id: str | None = None
+    text: str | None = None
+    signature: str | None = None
+    data: str | None = None
+
+
+class NativeBlock(Struct):
+    """A block of Anthropic's own, which comes back as it was given out."""
+
+    type: str
+    id: str | None = None
+    tool_use_id: str | None = None
 
 
 class Message(Struct):
@@ -71,7 +97,8 @@ class Message(Struct):
     function_call: FunctionCall | None = None
     audio: dict[str, Any] | None = None
     reasoning_content: str | None = None
-    reasoning_details: list[dict[str, Any]] | None = None
+    reasoning_details: list[Thought] | None = None
+    native_blocks: list[NativeBlock] | None = None
 
 
 class Function(Struct):
@@ -85,6 +112,36 @@ class Tool(Struct):
     type: str
     function: Function | None = None
     custom: dict[str, Any] | None = None
+
+
+class Named(Struct):
+    name: str | None = None
+
+
+class Chosen(Struct):
+    """A tool by its name: of a function, of a custom tool, or flat, as in OpenAI's other API."""
+
+    type: str | None = None
+    name: str | None = None
+    function: Named | None = None
+    custom: Named | None = None
+
+
+class AllowedTools(Struct):
+    tools: list[Chosen]
+    mode: str | None = None
+
+
+class ToolChoice(Chosen):
+    allowed_tools: AllowedTools | None = None
+
+
+class Place(Struct):
+    approximate: dict[str, Any] | None = None
+
+
+class WebSearch(Struct):
+    user_location: Place | None = None
 
 
 class JSONSchema(Struct):
@@ -143,10 +200,10 @@ class ChatShape(Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | ToolChoice | None = None
     tools: Annotated[list[Tool], Meta(max_length=2_048)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     user: str | None = None
     verbosity: str | None = None
-    web_search_options: dict[str, Any] | None = None
+    web_search_options: WebSearch | None = None

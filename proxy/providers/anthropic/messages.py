@@ -108,7 +108,9 @@ def _native_blocks(blocks: Any) -> tuple[list[Json], list[Json]]:
     kept = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
     kept = [{name: value for name, value in block.items() if name != "index"} for block in kept]
     answered = {block.get("tool_use_id") for block in kept}
-    begun = [block for block in kept if str(block.get("type")).endswith("_tool_use") and block["id"] not in answered]
+    begun = [
+        block for block in kept if str(block.get("type")).endswith("_tool_use") and block.get("id") not in answered
+    ]
     return [block for block in kept if block not in begun], begun
 
 

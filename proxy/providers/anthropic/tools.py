@@ -79,7 +79,7 @@ def _web_search(options: Json, note: Note) -> Json:
     tool: Json = {"type": WEB_SEARCH, "name": "web_search"}
     where = options.get("user_location") or {}
     if where:
-        tool["user_location"] = {"type": "approximate", **where.get("approximate", {})}
+        tool["user_location"] = {"type": "approximate", **(where.get("approximate") or {})}
     note("web_search_options", "Claude was given its own search tool, which has no context size.", lost=False)
     return tool
 

@@ -145,6 +145,8 @@ def _own(chat: ChatRequest, note: Note) -> Json:
     for name in wrapped:
         if name != "google":
             note(f"extra_body.{name}", "Only extra_body.google is read here; it was left out.")
+    if not isinstance(found.get("labels") or {}, dict):
+        raise CallerError("labels are an object of Google's own.", param="labels")
     return {name: value for name, value in found.items() if value is not None}
 
 

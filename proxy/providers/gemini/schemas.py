@@ -158,7 +158,8 @@ def _completed(cut: Json, lost: Lost) -> Json:
 
 
 def _put_type(cut: Json, value: Any, lost: Lost) -> None:
-    kinds = [value] if isinstance(value, str) else [kind for kind in value or () if isinstance(kind, str)]
+    listed = value if isinstance(value, list) else [value]
+    kinds = [kind for kind in listed if isinstance(kind, str)]
     if "null" in kinds and len(kinds) > 1:
         cut["nullable"] = True
         kinds.remove("null")
