@@ -81,6 +81,18 @@ def test_strict_refuses_losses_only_and_the_request_has_the_last_word(client: Op
     assert client.chat.completions.create(model="strict", messages=HELLO, **LOST, **lenient).choices
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_provider_that_failed_would_have_lost_is_not_told_of_the_one_that_answered(
+    client: OpenAI, stream: bool
+) -> None:
+    overloaded = marker(status=529, models=("claude",))
+    asked: list[Any] = [{"role": "user", "content": f"Hello {overloaded}"}]
+    create: Any = client.chat.completions.with_raw_response.create
+    raw = create(model="either", messages=asked, stream=stream, **LOST)
+    assert raw.headers["x-strata-attempts"] == "2"
+    assert "x-strata-warning" not in raw.headers
+
+
 def test_a_wish_that_is_none_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"strata\.strict must be a boolean"):
         client.chat.completions.create(model="claude", messages=HELLO, extra_body={"strata": {"strict": "yes"}})

@@ -159,6 +159,7 @@ class Relay:
         road = self._roads.get(id(step.deployment)) or self._road(step.deployment)
         account = road.account if not self._own_keys_held else self._account(road, exchange)
         asked = {**step.model.params, **chat} if step.model.params else chat
+        exchange.notices.clear()  # of the try before, whose answer is not the one that they would be told of
         if self._thoughts and not road.account.passes_through:
             asked, told = self._thoughts.restore(_owner(exchange), step.deployment, asked)
             take_notices(exchange, step.model, told)
