@@ -93,6 +93,23 @@ def test_what_a_provider_that_failed_would_have_lost_is_not_told_of_the_one_that
     assert "x-strata-warning" not in raw.headers
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\x1bb", "a\x7fb", "a\nb"])
+def test_a_parameter_with_a_name_that_fits_no_header_does_not_break_the_answer(client: OpenAI, name: str) -> None:
+    asked: Any = {"max_tokens": 9, "extra_body": {name: 1}}
+    raw = client.chat.completions.with_raw_response.create(model="claude", messages=HELLO, **asked)
+    assert raw.headers["x-strata-warning"] == "a b: Anthropic has no a b; it was left out."
+
+
+def test_a_header_that_is_too_short_for_all_that_was_lost_says_so(client: OpenAI) -> None:
+    many = {f"parameter_{number}": 1 for number in range(40)}
+    asked: Any = {"max_tokens": 9, "extra_body": many}
+    raw = client.chat.completions.with_raw_response.create(model="claude", messages=HELLO, **asked)
+    told = raw.headers["x-strata-warning"]
+    said = told.count("it was left out.")
+    assert 10 < said < 40
+    assert told.endswith(f"it was left out.; and {40 - said} more, which strata.notices tells")
+
+
 def test_a_wish_that_is_none_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"strata\.strict must be a boolean"):
         client.chat.completions.create(model="claude", messages=HELLO, extra_body={"strata": {"strict": "yes"}})

@@ -22,7 +22,10 @@ from proxy.upstream import ratelimits
 
 Header = tuple[bytes, bytes]
 
+MAX_WARNING_CHARACTERS = 1_000
+
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_NO_TEXT = re.compile(rb"[\x00-\x1f\x7f]")
 _JSON = (b"content-type", b"application/json")
 _STREAM = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 _REQUESTS = (
@@ -128,9 +131,15 @@ def _about(attempt: Attempt, limits: bytes) -> bytes:
 
 
 def _warning(exchange: Exchange) -> bytes:
-    words = "; ".join(f"{notice.param}: {notice.message}" for notice in exchange.notices)
-    plain = words.encode("ascii", "replace").replace(b"\n", b" ").replace(b"\r", b" ")
-    return b"x-strata-warning: %b\r\n" % plain[:1000]
+    told, count = "", len(exchange.notices)
+    for number, notice in enumerate(exchange.notices):
+        words = f"{'; ' if told else ''}{notice.param}: {notice.message}"
+        if number and len(told) + len(words) > MAX_WARNING_CHARACTERS:
+            told += f"; and {count - number} more, which strata.notices tells"
+            break
+        told += words[:MAX_WARNING_CHARACTERS]
+    # a notice may name what the client made up, and not everything can stand in a header
+    return b"x-strata-warning: %b\r\n" % _NO_TEXT.sub(b" ", told.encode("ascii", "replace"))
 
 
 def _dollars(nano_usd: int) -> bytes:
