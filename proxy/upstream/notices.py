@@ -13,6 +13,7 @@ from proxy.providers import Notice
 def take_notices(exchange: Exchange, model: Model, notices: Sequence[Notice]) -> None:
     """Raises CallerError 400 `unsupported_parameter` for the first loss that a strict request would suffer."""
     strict = model.strict if exchange.strict is None else exchange.strict
+    known = set(exchange.notices)
     for notice in notices:
         if strict and notice.lost:
             raise CallerError(
@@ -21,5 +22,6 @@ def take_notices(exchange: Exchange, model: Model, notices: Sequence[Notice]) ->
                 code="unsupported_parameter",
                 param=notice.param,
             )
-        if notice not in exchange.notices:
+        if notice not in known:
+            known.add(notice)
             exchange.notices.append(notice)

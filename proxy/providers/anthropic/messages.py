@@ -29,7 +29,8 @@ class Conversation:
 
     system: list[Json] = field(default_factory=list)
     turns: list[Json] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    notices: dict[Notice, None] = field(default_factory=dict)
+    """In order, each once."""
 
     def add(self, role: str, blocks: Iterable[Json]) -> None:
         """To the open turn, if it is this role's: neighbours of one role are one turn."""
@@ -43,9 +44,7 @@ class Conversation:
 
     def notice(self, param: str, message: str, *, lost: bool = True) -> None:
         """Says it once, however many messages give cause."""
-        notice = Notice(param, message, lost)
-        if notice not in self.notices:
-            self.notices.append(notice)
+        self.notices[Notice(param, message, lost)] = None
 
 
 def encode_messages(messages: list[Json]) -> Conversation:
@@ -108,10 +107,11 @@ def _native_blocks(blocks: Any) -> tuple[list[Json], list[Json]]:
     kept = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
     kept = [{name: value for name, value in block.items() if name != "index"} for block in kept]
     answered = {block.get("tool_use_id") for block in kept}
-    begun = [
-        block for block in kept if str(block.get("type")).endswith("_tool_use") and block.get("id") not in answered
-    ]
-    return [block for block in kept if block not in begun], begun
+    done, begun = list[Json](), list[Json]()
+    for block in kept:
+        waits = str(block.get("type")).endswith("_tool_use") and block.get("id") not in answered
+        (begun if waits else done).append(block)
+    return done, begun
 
 
 def _move_mark(blocks: list[Json], mark: Json) -> None:

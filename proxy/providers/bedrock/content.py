@@ -61,7 +61,8 @@ class Parts:
         self.note = note
         self._caches = caches
         self._buckets = buckets
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}
+        """Of documents, with the last number that was put behind each."""
 
     def pieces(self, message: Json, param: str, *, only_text: bool = False) -> list[Piece]:
         """A message's `content`; none where it says nothing. A mark on the message is on its last block."""
@@ -145,11 +146,11 @@ class Parts:
         stem = filename.rpartition(".")[0] or filename
         plain = " ".join(re.sub(r"[^a-zA-Z0-9\s()\[\]-]", " ", stem).split())[: MAX_NAME_CHARACTERS - 8].strip()
         plain = plain or "document"
-        name, number = plain, 1
+        name = plain
         while name in self._names:
-            number += 1
-            name = f"{plain} {number}"
-        self._names.add(name)
+            self._names[plain] += 1
+            name = f"{plain} {self._names[plain]}"
+        self._names[name] = 1
         return name
 
     def _media(self, url: str, formats: dict[str, str], what: str, param: str) -> Json:

@@ -34,7 +34,8 @@ class Conversation:
 
     system: list[Piece] = field(default_factory=list)
     turns: list[tuple[str, list[Piece]]] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    notices: dict[Notice, None] = field(default_factory=dict)
+    """In order, each once."""
     called: dict[str, str] = field(default_factory=dict)
     """The names of the tools that were called, by the id of the call."""
 
@@ -50,9 +51,7 @@ class Conversation:
 
     def notice(self, param: str, message: str, *, lost: bool = True) -> None:
         """Says it once, however many messages give cause."""
-        notice = Notice(param, message, lost)
-        if notice not in self.notices:
-            self.notices.append(notice)
+        self.notices[Notice(param, message, lost)] = None
 
     def native(self) -> list[Json]:
         return [{"role": role, "content": [block for piece in turn for block in piece]} for role, turn in self.turns]

@@ -220,8 +220,12 @@ def _limit_cache_points(body: Json, chat: ChatRequest, model: Model, talk: Conve
     if surplus <= 0:
         return
     for blocks in lists:
-        for block in [block for block in blocks if "cachePoint" in block][:surplus]:
-            blocks[:] = [one for one in blocks if one is not block]
-            surplus -= 1
+        kept = list[Json]()
+        for block in blocks:
+            if surplus and "cachePoint" in block:
+                surplus -= 1
+            else:
+                kept.append(block)
+        blocks[:] = kept
     message = f"Bedrock takes {MAX_CACHE_POINTS} cache points; the last ones were kept."
     talk.notice("cache_control", message, lost=False)

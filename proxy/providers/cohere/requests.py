@@ -38,12 +38,10 @@ THINKING_TOKENS = {"minimal": 512, "low": 1024, "medium": 4096}
 
 def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     """Raises CallerError, with the path of the parameter, for what Cohere cannot do and no notice could excuse."""
-    notices: list[Notice] = []
+    notices: dict[Notice, None] = {}
 
     def note(param: str, message: str, *, lost: bool = True) -> None:
-        notice = Notice(param, message, lost)
-        if notice not in notices:
-            notices.append(notice)
+        notices[Notice(param, message, lost)] = None
 
     _refuse_impossible(chat)
     body: Json = {"model": target.model, "messages": encode_messages(chat["messages"], note)}

@@ -15,7 +15,7 @@ from proxy.providers import Json, Notice
 from proxy.providers.calls import read_arguments
 from proxy.providers.gemini.content import content_parts
 from proxy.providers.gemini.models import Model
-from proxy.providers.gemini.reasoning import UNSIGNED, replayed_thoughts, signature_of
+from proxy.providers.gemini.reasoning import UNSIGNED, replayed_thoughts, signature_of, signatures_in
 
 _KNOWN = frozenset(
     {"role", "content", "refusal", "tool_calls", "tool_call_id", "annotations", "images", "reasoning_content",
@@ -30,7 +30,8 @@ class Conversation:
     model: Model
     system: list[Json] = field(default_factory=list)
     turns: list[Json] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    notices: dict[Notice, None] = field(default_factory=dict)
+    """In order, each once."""
     names: dict[str, str] = field(default_factory=dict)
     """Of the functions that were called, by the id of the call."""
 
@@ -46,9 +47,7 @@ class Conversation:
 
     def notice(self, param: str, message: str, *, lost: bool = True) -> None:
         """Says it once, however many messages give cause."""
-        notice = Notice(param, message, lost)
-        if notice not in self.notices:
-            self.notices.append(notice)
+        self.notices[Notice(param, message, lost)] = None
 
 
 def encode_messages(messages: list[Json], model: Model) -> Conversation:
@@ -99,6 +98,7 @@ def _model_parts(message: Json, param: str, talk: Conversation) -> list[Json]:
 
 def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
     parts = []
+    among_details = signatures_in(message)
     for number, call in enumerate(message.get("tool_calls") or ()):
         path = f"{param}.tool_calls[{number}]"
         function = call.get("function")
@@ -107,7 +107,7 @@ def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
         talk.names[call["id"]] = function["name"]
         arguments = read_arguments(function.get("arguments"), f"{path}.function.arguments")
         part: Json = {"functionCall": {"id": call["id"], "name": function["name"], "args": arguments}}
-        signature = signature_of(call, message)
+        signature = signature_of(call, among_details)
         if signature:
             part["thoughtSignature"] = signature
         elif number == 0 and talk.model.signs_calls:

@@ -93,23 +93,27 @@ def _level(effort: str, param: str, levels: tuple[str, ...], note: Note) -> Json
     return {"thinkingLevel": level.upper(), "includeThoughts": True}
 
 
-def signature_of(call: Json, message: Json) -> str | None:
-    """The signature of a tool call: on the call, or among the details under the call's id (OpenRouter's way)."""
+def signatures_in(message: Json) -> Json:
+    """The signatures of tool calls that stand among the details, by the call's id (OpenRouter's way)."""
+    encrypted = [one for one in _own_details(message) if one.get("type") == "reasoning.encrypted"]
+    return {one["id"]: _text(one.get("data")) for one in reversed(encrypted) if isinstance(one.get("id"), str)}
+
+
+def signature_of(call: Json, among_details: Json) -> str | None:
+    """The signature of a tool call: on the call, or among the details."""
     google = (call.get("extra_content") or {}).get("google")
     signature = google.get("thought_signature") if isinstance(google, dict) else None
     if isinstance(signature, str) and signature:
         return signature
-    for detail in _own_details(message):
-        if detail.get("type") == "reasoning.encrypted" and detail.get("id") == call["id"]:
-            return _text(detail.get("data"))
-    return None
+    found: str | None = among_details.get(call["id"])
+    return found
 
 
 def replayed_thoughts(message: Json, note: Note) -> tuple[list[Json], str | None]:
     """Signed thoughts as parts, and the signature of the text; from `reasoning_details`, whole or in fragments."""
     thoughts: dict[int | str, Json] = {}
     signature: str | None = None
-    ids = [call.get("id") for call in message.get("tool_calls") or ()]
+    ids = {call.get("id") for call in message.get("tool_calls") or ()}
     for place, detail in enumerate(_own_details(message)):
         index = detail.get("index")
         if detail.get("type") == "reasoning.text":
@@ -118,7 +122,7 @@ def replayed_thoughts(message: Json, note: Note) -> tuple[list[Json], str | None
             part["text"] += _text(detail.get("text")) or ""
             if _text(detail.get("signature")):
                 part["thoughtSignature"] = detail["signature"]
-        elif detail.get("type") == "reasoning.encrypted" and detail.get("id") not in ids:
+        elif detail.get("type") == "reasoning.encrypted" and _text(detail.get("id")) not in ids:
             signature = _text(detail.get("data")) or signature
     if not thoughts and not signature and _speaks_of_reasoning(message):
         note("messages[].reasoning_content", "Gemini takes back only what it has signed; other reasoning was left out.")

@@ -47,12 +47,10 @@ class Note(Protocol):
 
 def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     """Raises CallerError, with the path of the parameter, for what Mistral cannot do and no notice could excuse."""
-    notices: list[Notice] = []
+    notices: dict[Notice, None] = {}
 
     def note(param: str, message: str, *, lost: bool = True) -> None:
-        notice = Notice(param, message, lost)
-        if notice not in notices:
-            notices.append(notice)
+        notices[Notice(param, message, lost)] = None
 
     _refuse_impossible(chat)
     body: Json = {"model": target.model, "messages": _messages(chat["messages"], note)}
