@@ -36,6 +36,10 @@ _ENVELOPE = frozenset({"id", "object", "created", "choices", "usage"})
 _NEVER_BESIDE = _ENVELOPE | {"model", "service_tier", "system_fingerprint", "x_groq", "obfuscation", "p"}
 """Fields of a chunk that are the envelope's, have a place of their own, or are padding."""
 
+_NO_EXTRA = frozenset({"index", "delta", "message", "text", "finish_reason", "native_finish_reason"})
+"""Fields of a choice that have a place of their own; the others stand beside its delta."""
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
 
 class Translator:
     framing: Literal["sse", "aws"] = "sse"
@@ -160,14 +164,16 @@ class StreamDecoder:
 
     def _choice(self, native: Json) -> list[Chunk]:
         index = native.get("index") or 0
-        delta = _renamed_reasoning(_of(native, "delta"))
+        _refuse_broken(native)
+        delta = _renamed_reasoning(_flat(_of(native, "delta")))
         calls = delta.pop("tool_calls", None) or ()
         delta = {name: value for name, value in delta.items() if name != "role" and value not in (None, "", [])}
-        extra = {name: native[name] for name in ("logprobs", "content_filter_results") if native.get(name)}
-        chunks = self._out.delta(delta, choice=index, extra=extra) if delta or extra else []
+        extra = {name: value for name, value in native.items() if name not in _NO_EXTRA and value not in _NOTHING}
+        ends = bool(native.get("finish_reason"))
+        chunks = self._out.delta(delta, choice=index, extra=extra) if delta or (extra and not ends) else []
         for call in calls:
             chunks += self._call(call, index)
-        if native.get("finish_reason"):
+        if ends:
             self._out.finish({**_finish(native), **({} if delta else extra)}, choice=index)
         return chunks
 
@@ -193,17 +199,59 @@ class StreamDecoder:
 
 
 def _choice(native: Json) -> Json:
-    message = _renamed_reasoning(_of(native, "message"))
+    _refuse_broken(native)
+    message = _renamed_reasoning(_flat(_of(native, "message")))
     message = {"role": "assistant", "content": None, **message}
     if isinstance(message["content"], dict):
         message["content"] = _text(message["content"])
     if message.get("tool_calls"):
-        message["tool_calls"] = [{"type": "function", **call} for call in message["tool_calls"]]
+        message["tool_calls"] = [_whole_call(call) for call in message["tool_calls"]]
     elif "tool_calls" in message:
         del message["tool_calls"]
     finish = _finish(native) if native.get("finish_reason") else {"finish_reason": "stop"}
     finish["finish_reason"] = settled_finish(finish["finish_reason"], has_calls=bool(message.get("tool_calls")))
     return {**native, "index": native.get("index") or 0, "message": message, **finish}
+
+
+def _whole_call(native: Json) -> Json:
+    call = {"type": "function", **native}
+    if isinstance(call.get("function"), dict):
+        function = call["function"]
+        call["function"] = {**function, "arguments": _text(function.get("arguments")) or "{}"}
+    return call
+
+
+def _refuse_broken(choice: Json) -> None:
+    """`error` is no end of an answer, and nothing else tells that it broke off (OpenRouter, Mistral)."""
+    if choice.get("finish_reason") == "error":
+        if choice.get("error"):
+            raise stream_error(choice)
+        raise bad_response("The provider broke off its answer.")
+
+
+def _flat(message: Json) -> Json:
+    """
+    Content as text where it came as a list of text and reasoning, as Databricks has it of models that reason. A list of
+    anything else stays.
+    docs.databricks.com/aws/en/machine-learning/model-serving/query-reason-models
+    """
+    content = message.get("content")
+    if not isinstance(content, list) or any(_of_kind(part) not in ("text", "reasoning") for part in content):
+        return message
+    text = "".join(part.get("text") or "" for part in content if part["type"] == "text")
+    said = [one for part in content if part["type"] == "reasoning" for one in part.get("summary") or ()]
+    thoughts = "".join(one.get("text") or "" for one in said)
+    signed = [
+        {"type": "reasoning.text", "text": one.get("text") or "", "signature": one["signature"]}
+        for one in said
+        if one.get("signature")
+    ]
+    extras = {"reasoning_content": thoughts, "reasoning_details": signed}
+    return {**message, "content": text or None, **{name: value for name, value in extras.items() if value}}
+
+
+def _of_kind(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def _tier(native: Json) -> Json:

@@ -57,6 +57,54 @@ def test_completion_tokens_include_reasoning(usage: Json, expected: tuple[int, i
     assert (read["prompt_tokens"], read["completion_tokens"], read["total_tokens"]) == expected
 
 
+def whole(message: Json, finish: str = "stop", **fields: Any) -> Json:
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": finish, **fields}]}
+    (found,) = load("openai").decode_response(msgspec.json.encode(body))["choices"]
+    return dict(found)
+
+
+@pytest.mark.parametrize("told", [{}, {"error": {"code": 502, "message": "The model went away."}}])
+def test_an_answer_that_broke_off_is_an_error_and_never_looks_whole(told: Json) -> None:
+    with pytest.raises(UpstreamError, match="broke off" if not told else "went away"):
+        whole({"content": "half an"}, "error", **told)
+    decoder = load("openai").stream_decoder()
+    assert list(decoder.feed(Event("", msgspec.json.encode(choice({"content": "half an"})))))
+    broken = {"choices": [{"index": 0, "delta": {}, "finish_reason": "error", **told}], "usage": USAGE}
+    with pytest.raises(UpstreamError, match="broke off" if not told else "went away"):
+        list(decoder.feed(Event("", msgspec.json.encode(broken))))
+    assert decoder.usage_so_far == USAGE
+
+
+def test_what_stands_beside_an_answer_is_there_streamed_or_whole_and_once() -> None:
+    logprobs = {"content": [{"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": []}], "refusal": None}
+    beside = {"logprobs": logprobs, "stop_reason": "END"}
+    ends = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length", **beside}]}
+    chunks = stream(choice({"content": "a"}), ends, "[DONE]")
+    assert [one["choices"][0].get("logprobs") for one in chunks] == [None, None, logprobs]
+    assert chunks[-1]["choices"][0]["stop_reason"] == "END"
+    assert whole({"content": "a"}, "length", **beside).items() >= {**beside, "finish_reason": "length"}.items()
+
+
+@pytest.mark.parametrize(("sent", "arguments"), [({"a": 1}, '{"a":1}'), ("", "{}"), (None, "{}"), ('{"a"', '{"a"')])
+def test_arguments_are_text_streamed_or_whole(sent: Any, arguments: str) -> None:
+    said: Json = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "look", "arguments": sent}}]}
+    (call,) = whole({"content": None, **said})["message"]["tool_calls"]
+    assert call["function"] == {"name": "look", "arguments": arguments}
+    (folded,) = fold(stream(choice(said), choice({}, "stop"), "[DONE]"))["choices"]
+    assert folded["message"]["tool_calls"][0]["function"] == call["function"]
+
+
+def test_content_that_is_a_list_of_text_and_reasoning_is_told_in_openais_form() -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm.", "signature": "s"}]}
+    message = whole({"content": [thought, {"type": "text", "text": "Yes"}, {"type": "text", "text": "."}]})["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Yes.", "Hm.")
+    assert [one["signature"] for one in message["reasoning_details"]] == ["s"]
+    text = [{"type": "text", "text": "Yes."}]
+    chunks = stream(choice({"content": [thought]}), choice({"content": text}), choice({}, "stop"), "[DONE]")
+    (folded,) = fold(chunks)["choices"]
+    assert (folded["message"]["content"], folded["message"]["reasoning_content"]) == ("Yes.", "Hm.")
+
+
 def test_cached_tokens_have_one_name() -> None:
     assert openai_usage({**USAGE, "prompt_cache_hit_tokens": 4})["prompt_tokens_details"] == {"cached_tokens": 4}
 

@@ -13,7 +13,7 @@ from typing import Literal
 from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Chunk, Completion, Json, Target, UpstreamRequest, openai
 from proxy.providers.embeddings import decode_list
-from proxy.providers.faults import bad_response, upstream_error
+from proxy.providers.faults import upstream_error
 from proxy.providers.mistral.content import ContentReader
 from proxy.providers.mistral.embeddings import encode_embeddings
 from proxy.providers.mistral.requests import encode_chat
@@ -33,7 +33,6 @@ class Translator:
     def decode_response(self, body: bytes) -> Completion:
         completion = openai.Translator().decode_response(body)
         for choice in completion["choices"]:
-            _refuse_broken(choice)
             choice["message"] = ContentReader().read(choice["message"])
         return completion
 
@@ -62,12 +61,5 @@ class StreamDecoder(openai.StreamDecoder):
         self._contents: dict[int, ContentReader] = {}
 
     def _choice(self, native: Json) -> list[Chunk]:
-        _refuse_broken(native)
         reader = self._contents.setdefault(native.get("index") or 0, ContentReader())
         return super()._choice({**native, "delta": reader.read(native.get("delta") or {})})
-
-
-def _refuse_broken(choice: Json) -> None:
-    """`error` is no end of an answer; nothing else tells that it broke off."""
-    if "error" in (choice.get("native_finish_reason"), choice.get("finish_reason")):
-        raise bad_response("The provider broke off its answer.")
