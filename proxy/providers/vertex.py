@@ -143,7 +143,9 @@ def _encode_claude(chat: ChatRequest, target: Target, path: str) -> UpstreamRequ
     if body.pop("service_tier", None) is not None and chat.get("service_tier") not in ("auto", "default"):
         notices.append(Notice("service_tier", "Claude has no service tiers on Vertex; it was left out."))
     method = "streamRawPredict" if chat.get("stream") else "rawPredict"
-    return UpstreamRequest(f"{path}:{method}", body, notices=tuple(notices))
+    # the version stands in the body here; what is being tried out is still named in its header
+    headers = {name: value for name, value in request.headers.items() if name != "anthropic-version"}
+    return UpstreamRequest(f"{path}:{method}", body, headers, tuple(notices))
 
 
 def _refuse_addresses(chat: ChatRequest) -> None:

@@ -498,3 +498,15 @@ def test_numbers_too_big_for_a_float_survive() -> None:
     call = {**CALL, "function": {"name": "look", "arguments": '{"id": 12345678901234567890123}'}}
     body = encode(messages=[USER, {"role": "assistant", "tool_calls": [call]}, RESULT]).body
     assert body["messages"][1]["content"][0]["toolUse"]["input"] == {"id": 12345678901234567890123}
+
+
+def test_a_thought_of_anothers_does_not_come_to_claude_by_the_pieces_of_its_stream() -> None:
+    first = {"type": "reasoning.text", "text": "Hm, ", "format": "google-gemini-v1", "index": 0}
+    last = {"type": "reasoning.text", "text": "yes.", "signature": "U0lH", "index": 0}
+    request = encode(messages=[USER, {"role": "assistant", "content": "Yes", "reasoning_details": [first, last]}, USER])
+    assert request.body["messages"][1]["content"] == [{"text": "Yes"}]
+    assert params(request) == ["messages[].reasoning_content"]
+    own = [{"type": "reasoning.text", "text": "Hm, ", "index": 0}, {**last, "format": "anthropic-claude-v1"}]
+    request = encode(messages=[USER, {"role": "assistant", "content": "Yes", "reasoning_details": own}, USER])
+    thought = {"text": "Hm, yes.", "signature": "U0lH"}
+    assert request.body["messages"][1]["content"][0] == {"reasoningContent": {"reasoningText": thought}}

@@ -447,6 +447,20 @@ def test_claude_on_vertex_takes_what_claude_takes() -> None:
     assert refused.value.param == "n"
 
 
+def test_what_claude_is_to_try_out_is_named_on_vertex_too() -> None:
+    request = encode("claude-opus-4-6", api="vertex", betas=["context-1m-2025-08-07"], max_tokens=9)
+    assert (request.headers, request.notices) == ({"anthropic-beta": "context-1m-2025-08-07"}, ())
+
+
+def test_a_thought_that_comes_back_in_the_pieces_of_its_stream_keeps_its_signature() -> None:
+    first = {"type": "reasoning.text", "text": "Hm, ", "format": "google-gemini-v1", "index": 0}
+    last = {"type": "reasoning.text", "text": "yes.", "signature": "U0lH", "index": 0}
+    others = {"type": "reasoning.text", "text": "No.", "signature": "x", "index": 1}
+    said = {"role": "assistant", "content": "Yes", "reasoning_details": [first, last, others]}
+    parts = encode(messages=[USER, said, USER]).body["contents"][1]["parts"]
+    assert parts == [{"text": "Hm, yes.", "thought": True, "thoughtSignature": "U0lH"}, {"text": "Yes"}]
+
+
 def test_a_name_is_said_to_be_lost_only_where_it_is() -> None:
     result = {"role": "tool", "tool_call_id": "call_1", "name": "look", "content": "1"}
     assert encode(messages=[USER, ASKED, result]).notices == ()

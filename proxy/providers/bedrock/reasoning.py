@@ -176,10 +176,16 @@ def replayed_thoughts(message: Json, model: Model, note: Note) -> list[Json]:
 
 def _from_details(details: Any) -> list[Json]:
     whole: dict[object, Json] = {}
+    foreign: set[object] = set()
     for place, detail in enumerate(details if isinstance(details, list) else ()):
         if not isinstance(detail, dict):
             continue
         form, kind, index = detail.get("format"), detail.get("type"), detail.get("index")
+        # of a stream's pieces only one says whose they are: the first, or Bedrock's own that holds the signature
+        if form not in (None, "unknown", CLAUDE_FORMAT, REDACTED_FORMAT):
+            foreign.add(index)
+        if index is not None and index in foreign:
+            continue
         if kind == "reasoning.encrypted" and detail.get("data") and form in (None, "unknown", REDACTED_FORMAT):
             whole["encrypted", place] = {"redactedContent": detail["data"]}
         elif kind == "reasoning.text" and form in (None, "unknown", CLAUDE_FORMAT):

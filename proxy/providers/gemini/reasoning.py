@@ -131,8 +131,20 @@ def replayed_thoughts(message: Json, note: Note) -> tuple[list[Json], str | None
 
 def _own_details(message: Json) -> list[Json]:
     details = message.get("reasoning_details")
-    found = [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
-    return [detail for detail in found if detail.get("format") == FORMAT]
+    own: list[Json] = []
+    ours: set[object] = set()
+    for detail in details if isinstance(details, list) else ():
+        if not isinstance(detail, dict):
+            continue
+        index = detail.get("index")
+        number = index if isinstance(index, int) else None
+        # of a stream's pieces only the first says whose they are
+        if detail.get("format") == FORMAT:
+            ours.add(number)
+        elif detail.get("format") or number is None or number not in ours:
+            continue
+        own.append(detail)
+    return own
 
 
 def _speaks_of_reasoning(message: Json) -> bool:
