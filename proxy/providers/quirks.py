@@ -25,6 +25,7 @@ import msgspec
 
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice
+from proxy.providers.schemas import described
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},), "tool_choice": ("auto",),
@@ -120,8 +121,8 @@ def _ask_in_words(body: Json, taken: list[str], notices: list[Notice]) -> None:
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if not isinstance(wanted, dict) or kind in (None, "text") or kind in taken:
         return
-    schema = (wanted.get("json_schema") or {}).get("schema")
-    hint = SCHEMA_HINT + msgspec.json.encode(schema).decode() if schema else JSON_HINT
+    form = wanted.get("json_schema") or {}
+    hint = SCHEMA_HINT + msgspec.json.encode(described(form)).decode() if form.get("schema") else JSON_HINT
     body["messages"] = [{"role": "system", "content": hint}, *(body.get("messages") or ())]
     if "json_object" in taken:
         body["response_format"] = {"type": "json_object"}

@@ -25,6 +25,13 @@ _NAMED = ("properties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "allOf")
 
 
+def described(form: Json) -> Json:
+    """The schema of a `json_schema` with what the form says of itself, for APIs that take a schema alone."""
+    schema: Json = form["schema"]
+    told = form.get("description")
+    return {"description": told, **schema} if told and "description" not in schema else schema
+
+
 def closed(schema: Any, told: Callable[[], None]) -> Any:
     """The schema in that subset. `told` is called where bounds were moved into a description."""
     if not isinstance(schema, dict):

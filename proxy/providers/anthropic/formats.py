@@ -17,6 +17,7 @@ from proxy.providers.anthropic.answers import ANSWER_TOOL
 from proxy.providers.anthropic.messages import Conversation
 from proxy.providers.anthropic.reasoning import Version
 from proxy.providers.anthropic.schemas import answer_schema
+from proxy.providers.schemas import described
 
 FIRST_WITH_SCHEMAS: Version = (4, 1)
 
@@ -49,10 +50,11 @@ def _encode_schema(body: Json, wanted: Json, version: Version | None, talk: Conv
     if not isinstance(schema, dict):
         raise CallerError("json_schema has no schema.", param="response_format.json_schema.schema")
     if version is None or version >= FIRST_WITH_SCHEMAS:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": answer_schema(schema, talk.notice)}}
+        native = answer_schema(described(wanted), talk.notice)
+        body["output_config"] = {"format": {"type": "json_schema", "schema": native}}
         return None
     if schema.get("type", "object") != "object":
-        talk.system.append({"type": "text", "text": SCHEMA_HINT + msgspec.json.encode(schema).decode()})
+        talk.system.append({"type": "text", "text": SCHEMA_HINT + msgspec.json.encode(described(wanted)).decode()})
         talk.notice("response_format", "This model cannot be held to this schema; it was told to follow it.")
         return None
     message = "This model has no schemas for answers; it was made to call a tool whose input is the answer."

@@ -137,6 +137,8 @@ def _encode_sampling(body: Json, chat: ChatRequest, version: Version | None, not
 def _encode_account(body: Json, chat: ChatRequest, note: Note) -> None:
     metadata = dict(chat.get("metadata") or {})
     user = chat.get("user") or chat.get("safety_identifier") or metadata.pop("user_id", None)
+    if chat.get("safety_identifier") not in (None, "", user):
+        note("safety_identifier", "Anthropic takes one name for who asks, and user is it; the other was left out.")
     if user and len(user) <= MAX_USER_ID_CHARACTERS:
         body["metadata"] = {"user_id": user}
     elif user:

@@ -16,7 +16,7 @@ from proxy.providers.bedrock.content import Note
 from proxy.providers.bedrock.messages import Conversation
 from proxy.providers.bedrock.models import Model
 from proxy.providers.bedrock.tools import forbid_parallel_calls
-from proxy.providers.schemas import closed
+from proxy.providers.schemas import closed, described
 
 JSON_HINT = "Answer with one JSON object and nothing else: no prose around it, no code fence."
 SCHEMA_HINT = "Answer with one JSON value and nothing else, without a code fence. It must fit this JSON schema: "
@@ -57,7 +57,7 @@ def _hold(body: Json, more: Json, form: Json, model: Model, talk: Conversation) 
     elif model.can_be_forced and form["schema"].get("type") == "object":
         _hold_by_tool(body, more, form, model, talk)
     else:
-        hint = SCHEMA_HINT + msgspec.json.encode(form["schema"]).decode()
+        hint = SCHEMA_HINT + msgspec.json.encode(described(form)).decode()
         talk.system.append([{"text": hint}])
         talk.notice("response_format", "This model cannot be held to a schema; it was told to follow it.")
 

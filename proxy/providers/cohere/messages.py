@@ -122,6 +122,8 @@ def _content(content: Any, param: str, note: Note, *, images: bool = True) -> An
 
 
 def _part(part: Json, param: str, note: Note, images: bool) -> Json:
+    if part.get("cache_control"):
+        note("cache_control", "Cohere caches by itself; the mark was left out.")
     match part["type"]:
         case "text" | "refusal" as kind:
             return {"type": "text", "text": part.get(kind) or ""}

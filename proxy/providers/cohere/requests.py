@@ -11,6 +11,7 @@ import msgspec
 from proxy.providers import ChatRequest, Json, Notice, Target, UpstreamRequest, quirks
 from proxy.providers.cohere.messages import Note, encode_messages, refuse
 from proxy.providers.quirks import JSON_HINT, SCHEMA_HINT
+from proxy.providers.schemas import described
 
 SAME = frozenset(
     {"temperature", "seed", "logprobs", "documents", "citation_options", "safety_mode", "strict_tools", "thinking", "k",
@@ -32,6 +33,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 P_RANGE = (0.01, 0.99)
 PENALTY_RANGE = (0.0, 1.0)
 MAX_STOP_SEQUENCES = 5
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 THINKING_TOKENS = {"minimal": 512, "low": 1024, "medium": 4096}
 """How much may be thought at each effort; at a higher one there is no limit but the answer's."""
 
@@ -50,7 +52,7 @@ def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     _encode_sampling(body, chat, note)
     _encode_tools(body, chat, note)
     _encode_format(body, chat, note)
-    _encode_reasoning(body, chat)
+    _encode_reasoning(body, chat, note)
     for name, value in chat.items():
         if name not in MEANT and value is not None and value not in HARMLESS.get(name, ()):
             note(name, f"Cohere has no {name}; it was left out.")
@@ -95,7 +97,7 @@ def _encode_sampling(body: Json, chat: ChatRequest, note: Note) -> None:
 
 
 def _encode_tools(body: Json, chat: ChatRequest, note: Note) -> None:
-    tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(chat.get("tools") or ())]
+    tools = [_tool(tool, f"tools[{number}]", note) for number, tool in enumerate(chat.get("tools") or ())]
     choice = chat.get("tool_choice")
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -125,8 +127,10 @@ def _encode_tools(body: Json, chat: ChatRequest, note: Note) -> None:
     body["tools"] = tools
 
 
-def _tool(tool: Json, param: str) -> Json:
+def _tool(tool: Json, param: str, note: Note) -> Json:
     function = tool.get("function")
+    if tool.get("cache_control"):
+        note("cache_control", "Cohere caches by itself; the mark was left out.")
     if not function:
         refuse(f"{param}.type", "it is not a function; Cohere knows no other kind of tool")
     described = {"description": function["description"]} if function.get("description") else {}
@@ -150,9 +154,10 @@ def _encode_format(body: Json, chat: ChatRequest, note: Note) -> None:
         case "json_object":
             pass
         case "json_schema":
-            schema = (wanted.get("json_schema") or {}).get("schema")
-            if not isinstance(schema, dict):
+            form = wanted.get("json_schema") or {}
+            if not isinstance(form.get("schema"), dict):
                 refuse("response_format.json_schema.schema", "it is missing")
+            schema = described(form)
         case kind:
             refuse("response_format.type", f"it is {kind!r:.60}; it can be text, json_object or json_schema")
     if not body.get("tools") and not body.get("documents"):
@@ -164,9 +169,14 @@ def _encode_format(body: Json, chat: ChatRequest, note: Note) -> None:
     note("response_format", message, lost=schema is not None)
 
 
-def _encode_reasoning(body: Json, chat: ChatRequest) -> None:
+def _encode_reasoning(body: Json, chat: ChatRequest, note: Note) -> None:
     effort = chat.get("reasoning_effort")
-    if effort is None or "thinking" in body:
+    if effort is None:
+        return
+    if effort not in EFFORTS:
+        refuse("reasoning_effort", f"it is {effort!r:.60}; it can be {', '.join(EFFORTS)}")
+    if "thinking" in body:
+        note("reasoning_effort", "thinking was sent too, and it is the more precise; the effort was left out.")
         return
     if effort == "none":
         body["thinking"] = {"type": "disabled"}

@@ -21,6 +21,7 @@ from proxy.providers.gemini.models import Model
 from proxy.providers.gemini.reasoning import encode_thinking
 from proxy.providers.gemini.schemas import inlined, is_googles, subset
 from proxy.providers.gemini.tools import encode_tools
+from proxy.providers.schemas import described
 
 MAX_STOP_SEQUENCES = 5
 
@@ -168,6 +169,8 @@ def _encode_format(config: Json, chat: ChatRequest, body: Json, talk: Conversati
     schema: Any = told.get("schema") if kind == "json_schema" else {}
     if not isinstance(schema, dict):
         raise CallerError("json_schema has no schema.", param="response_format.json_schema.schema")
+    if schema:
+        schema = described({**told, "schema": schema})
     if body.get("tools") and not talk.model.formats_beside_tools:
         hint = JSON_HINT if kind == "json_object" else SCHEMA_HINT + msgspec.json.encode(schema).decode()
         talk.system.append({"text": hint})
@@ -176,8 +179,6 @@ def _encode_format(config: Json, chat: ChatRequest, body: Json, talk: Conversati
         return
     config["responseMimeType"] = "application/json"
     if kind == "json_schema":
-        if told.get("description") and "description" not in schema:
-            schema = {"description": told["description"], **schema}
         _put_schema(config, inlined(schema), talk)
 
 

@@ -46,6 +46,7 @@ def encode_tools(body: Json, chat: Json, model: Model, note: Note) -> None:
             own.append({"googleSearch": {}})
         if chat["web_search_options"]:
             note("web_search_options", "Google searches without options; the model was given its search.", lost=False)
+    own = _own_wanted(chat.get("tool_choice"), own, note)
     config = _calling(chat, functions, note)
     if own or functions:
         body["tools"] = [*own, *([{"functionDeclarations": functions}] if functions else [])]
@@ -94,6 +95,19 @@ def _function(tool: Json, param: str, model: Model, note: Note) -> Json:
     cut = subset(schema, lost)
     # such a model refuses an object without properties
     return {**native, "parameters": cut} if cut.get("properties") or "anyOf" in cut else native
+
+
+def _own_wanted(choice: Any, own: list[Json], note: Note) -> list[Json]:
+    """Google's own tools run without being called, so where the choice has no place for them they are not offered."""
+    if choice == "none":
+        if own:
+            note("tool_choice", "Google's own tools are not called but run; with none they were not sent.", lost=False)
+        return []
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        listed = (choice.get("allowed_tools") or {}).get("tools") or ()
+        allowed = {_OWN.get(tool.get("type") or "") for tool in listed if isinstance(tool, dict)}
+        return [tool for tool in own if not allowed.isdisjoint(tool)]
+    return own
 
 
 def _calling(chat: Json, functions: list[Json], note: Note) -> Json:

@@ -58,7 +58,7 @@ def encode_chat(chat: ChatRequest, target: Target) -> UpstreamRequest:
     for name, there in RENAMED.items():
         if chat.get(name) is not None:
             body[there] = chat[name]
-    _encode_tools(body, chat)
+    _encode_tools(body, chat, note)
     if body.get("temperature", 0) > MAX_TEMPERATURE:
         body["temperature"] = MAX_TEMPERATURE
         note("temperature", f"Mistral's temperature ends at {MAX_TEMPERATURE}; it was set to that.")
@@ -188,6 +188,8 @@ def _content(content: Any, param: str, note: Note) -> Any:
 
 
 def _part(part: Json, param: str, note: Note) -> Json:
+    if part.get("cache_control"):
+        note("cache_control", "Mistral caches by itself; the mark was left out.")
     match part["type"]:
         case "text" | "refusal" as kind:
             return {"type": "text", "text": part.get(kind) or ""}
@@ -213,8 +215,8 @@ def _document(file: Json, param: str) -> Json:
     return {"type": "document_url", "document_url": url, **named}
 
 
-def _encode_tools(body: Json, chat: ChatRequest) -> None:
-    tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(chat.get("tools") or ())]
+def _encode_tools(body: Json, chat: ChatRequest, note: Note) -> None:
+    tools = [_tool(tool, f"tools[{number}]", note) for number, tool in enumerate(chat.get("tools") or ())]
     choice = chat.get("tool_choice")
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -232,8 +234,10 @@ def _encode_tools(body: Json, chat: ChatRequest) -> None:
         body["tool_choice"] = "any" if choice == "required" else choice
 
 
-def _tool(tool: Json, param: str) -> Json:
+def _tool(tool: Json, param: str, note: Note) -> Json:
     function = tool.get("function")
+    if tool.get("cache_control"):
+        note("cache_control", "Mistral caches by itself; the mark was left out.")
     if not function:
         _refuse(f"{param}.type", "it is not a function; Mistral's own tools and custom tools are not offered here")
     known = {name: function[name] for name in ("name", "description", "strict") if function.get(name) is not None}

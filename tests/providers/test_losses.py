@@ -1,0 +1,78 @@
+"""
+What stands inside a parameter: it arrives, or the notices tell of it, at every API that has nothing like it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.config.presets import PRESETS
+from proxy.errors import CallerError
+from proxy.providers import Json, Target, UpstreamRequest, load
+from tests.compatibility import MODELS, OPTIONS, SCHEMA, TOOL
+
+USER = {"role": "user", "content": "Hi"}
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "description": "What the bird said.", "schema": SCHEMA}}
+SEARCH = {"type": "google_search"}
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def encode(api: str, model: str = "", quirks: Any = None, **chat: Any) -> UpstreamRequest:
+    body = {"model": "m", "messages": [USER], "max_tokens": 8000} | chat
+    return load(api).encode_request(body, Target(model or MODELS[api], quirks or {}, options=OPTIONS))
+
+
+def params(request: UpstreamRequest) -> list[str]:
+    return [notice.param for notice in request.notices]
+
+
+@pytest.mark.parametrize("tools", [[], [TOOL]])
+@pytest.mark.parametrize(
+    ("api", "model"),
+    [*((api, "") for api in MODELS), ("anthropic", "claude-3-5-haiku"), ("bedrock", "meta.llama3-3-70b-instruct-v1:0")],
+)
+def test_the_model_is_told_what_a_format_says_of_itself(api: str, model: str, tools: list[Json]) -> None:
+    request = encode(api, model, response_format=FORM, tools=tools)
+    assert b"What the bird said." in msgspec.json.encode(request.body)
+
+
+def test_the_model_is_told_it_in_words_too() -> None:
+    request = encode("openai", "m", PRESETS["deepseek"].quirks, response_format=FORM)
+    assert b"What the bird said." in msgspec.json.encode(request.body)
+
+
+def test_of_two_names_for_who_asks_the_one_that_is_not_sent_is_told() -> None:
+    request = encode("anthropic", user="ada", safety_identifier="hash-7")
+    assert request.body["metadata"] == {"user_id": "ada"}
+    assert params(request) == ["safety_identifier"]
+    assert params(encode("anthropic", user="ada", safety_identifier="ada")) == []
+    assert params(encode("anthropic", safety_identifier="hash-7")) == []
+
+
+@pytest.mark.parametrize("api", ["cohere", "mistral"])
+def test_a_cache_mark_that_means_nothing_there_is_told(api: str) -> None:
+    marked = {"role": "user", "content": [{"type": "text", "text": "Hi", **MARK}]}
+    assert params(encode(api, messages=[marked])) == ["cache_control"]
+    assert params(encode(api, tools=[{**TOOL, **MARK}])) == ["cache_control"]
+
+
+def test_cohere_knows_what_an_effort_is_and_says_when_it_does_not_count() -> None:
+    with pytest.raises(CallerError) as refused:
+        encode("cohere", reasoning_effort="enormous")
+    assert refused.value.param == "reasoning_effort"
+    request = encode("cohere", reasoning_effort="low", thinking={"type": "disabled"})
+    assert (request.body["thinking"], params(request)) == ({"type": "disabled"}, ["reasoning_effort"])
+
+
+def test_googles_own_tools_do_not_run_where_the_choice_leaves_them_out() -> None:
+    request = encode("gemini", tools=[SEARCH], tool_choice="none")
+    assert ("tools" in request.body, params(request)) == (False, ["tool_choice"])
+    request = encode("gemini", tools=[SEARCH, TOOL], tool_choice="none")
+    assert [list(tool) for tool in request.body["tools"]] == [["functionDeclarations"]]
+    named: Json = {"type": "function", "function": {"name": "look"}}
+    for listed, kept in (([named], 1), ([named, SEARCH], 2)):
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": listed}}
+        assert len(encode("gemini", tools=[SEARCH, TOOL], tool_choice=allowed).body["tools"]) == kept
