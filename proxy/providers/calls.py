@@ -1,4 +1,7 @@
-"""Tool calls, as far as every API has them alike: their arguments are text with OpenAI, and an object elsewhere."""
+"""
+Conversations, as far as every API has them alike: arguments of calls are text with OpenAI, and an object elsewhere; and
+a last word that says nothing would leave the assistant with the last word.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +24,14 @@ def read_arguments(text: Any, param: str) -> Json:
     if not isinstance(arguments, dict):
         raise CallerError(f"{param} must be a JSON object in a string.", param=param)
     return arguments
+
+
+def refuse_unsaid(messages: list[Json], last_role: str, api: str) -> None:
+    """
+    Raises CallerError where the last message is a user's that is blank, so that what is left ends with an answer: the
+    API would go on with that one, as if it had been begun by the caller.
+    """
+    last = messages[-1]
+    if last["role"] == "user" and last_role != "user":
+        param = f"messages[{len(messages) - 1}].content"
+        raise CallerError(f"{param} is blank, and {api} takes no blank message: say something in it.", param=param)

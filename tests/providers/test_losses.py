@@ -76,3 +76,35 @@ def test_googles_own_tools_do_not_run_where_the_choice_leaves_them_out() -> None
     for listed, kept in (([named], 1), ([named, SEARCH], 2)):
         allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": listed}}
         assert len(encode("gemini", tools=[SEARCH, TOOL], tool_choice=allowed).body["tools"]) == kept
+
+
+ANSWERED = [USER, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize("blank", ["", None, [], [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("api", ["anthropic", "gemini", "vertex", "bedrock"])
+def test_a_last_word_that_says_nothing_is_refused_and_no_answer_is_gone_on_with(api: str, blank: Any) -> None:
+    with pytest.raises(CallerError) as refused:
+        encode(api, messages=[*ANSWERED, {"role": "user", "content": blank}])
+    assert refused.value.param == "messages[2].content"
+    assert encode(api, messages=[USER, {"role": "user", "content": blank}]).notices == ()
+    assert encode(api, messages=ANSWERED).notices == ()
+
+
+@pytest.mark.parametrize("api", ["anthropic", "bedrock"])
+def test_white_space_that_an_api_takes_no_part_of_is_told(api: str) -> None:
+    texts = [{"type": "text", "text": text} for text in ("one", "\n\n", "", "two")]
+    request = encode(api, messages=[{"role": "user", "content": texts}])
+    assert params(request) == ["messages[0].content[1]"]
+    assert not any(notice.lost for notice in request.notices)
+
+
+def test_an_image_of_an_earlier_answer_goes_back_or_is_told_of() -> None:
+    drawn: Json = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    talk = [USER, {"role": "assistant", "content": "Here.", "images": [drawn]}, {"role": "user", "content": "Redder."}]
+    request = encode("gemini", "gemini-2.5-flash-image", messages=talk)
+    image = {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}
+    assert (request.body["contents"][1]["parts"], request.notices) == ([{"text": "Here."}, image], ())
+    assert params(encode("gemini", "gemini-3-pro-image", messages=talk)) == ["messages[].images"]
+    nonsense = [USER, {"role": "assistant", "content": "Here.", "images": [5, {"image_url": {"url": 5}}]}, USER]
+    assert len(encode("gemini", messages=nonsense).body["contents"][1]["parts"]) == 1

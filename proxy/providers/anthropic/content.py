@@ -59,6 +59,8 @@ def _block(part: Json, param: str, note: Note) -> Json | None:
     match part["type"]:
         case "text" | "refusal" as kind:
             text = part.get(kind) or ""
+            if text and not text.strip():
+                note(param, "Anthropic takes no text of white space alone; it was left out.", lost=False)
             return {"type": "text", "text": text} if text.strip() else None
         case "image_url":
             return _image(part.get("image_url") or {}, f"{param}.image_url", note)

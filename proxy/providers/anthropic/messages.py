@@ -14,7 +14,7 @@ from proxy.errors import CallerError
 from proxy.providers import Json, Notice
 from proxy.providers.anthropic.content import content_blocks
 from proxy.providers.anthropic.reasoning import replayed_thoughts
-from proxy.providers.calls import read_arguments
+from proxy.providers.calls import read_arguments, refuse_unsaid
 
 _KNOWN = frozenset(
     {"role", "content", "refusal", "tool_calls", "tool_call_id", "cache_control", "annotations", "citations",
@@ -76,6 +76,7 @@ def encode_messages(messages: list[Json]) -> Conversation:
                 )
     if not talk.turns:
         raise CallerError("Anthropic needs at least one message that is not an instruction.", param="messages")
+    refuse_unsaid(messages, talk.turns[-1]["role"], "Anthropic")
     for turn in talk.turns:
         turn["content"].sort(key=_place)
     _trim_prefill(talk.turns[-1])

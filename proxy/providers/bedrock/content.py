@@ -98,6 +98,8 @@ class Parts:
         match part["type"]:
             case "text" | "refusal" as kind:
                 text = part.get(kind) or ""
+                if text and not text.strip():
+                    self.note(param, "Bedrock takes no text of white space alone; it was left out.", lost=False)
                 return {"text": text} if text.strip() else None
             case "image_url":
                 return self._image(part.get("image_url") or {}, f"{param}.image_url")

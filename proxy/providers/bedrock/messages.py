@@ -16,7 +16,7 @@ from proxy.providers import Json, Notice
 from proxy.providers.bedrock.content import FILLER, Parts, Piece
 from proxy.providers.bedrock.models import Model
 from proxy.providers.bedrock.reasoning import replayed_thoughts
-from proxy.providers.calls import read_arguments
+from proxy.providers.calls import read_arguments, refuse_unsaid
 
 MAX_ID_CHARACTERS = 64
 EMPTY_RESULT = {"text": "(no output)"}
@@ -84,6 +84,7 @@ def encode_messages(messages: list[Json], model: Model, buckets: Collection[str]
                 )
     if not talk.turns:
         raise CallerError("Bedrock needs at least one message that is not an instruction.", param="messages")
+    refuse_unsaid(messages, talk.turns[-1][0], "Bedrock")
     for role, turn in talk.turns:
         turn.sort(key=_place)
         if role == "user" and _lacks_text(turn):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice
-from proxy.providers.calls import read_arguments
+from proxy.providers.calls import read_arguments, refuse_unsaid
 from proxy.providers.gemini.content import content_parts
 from proxy.providers.gemini.models import Model
 from proxy.providers.gemini.reasoning import UNSIGNED, replayed_thoughts, signature_of, signatures_in
@@ -75,6 +76,7 @@ def encode_messages(messages: list[Json], model: Model) -> Conversation:
                 )
     if not talk.turns:
         raise CallerError("Gemini needs at least one message that is not an instruction.", param="messages")
+    refuse_unsaid(messages, talk.turns[-1]["role"], "Gemini")
     for turn in talk.turns:
         if turn["role"] == "user":
             turn["parts"].sort(key=lambda part: "functionResponse" not in part)
@@ -93,7 +95,19 @@ def _model_parts(message: Json, param: str, talk: Conversation) -> list[Json]:
     if signature:
         # it belongs to the end of the text, and stands on an empty one where there is none
         spoken = [*spoken[:-1], {**(spoken[-1] if spoken else {"text": ""}), "thoughtSignature": signature}]
-    return [*thoughts, *spoken, *_calls(message, param, talk)]
+    drawn = _drawn(message["images"], talk) if message.get("images") else []
+    return [*thoughts, *spoken, *drawn, *_calls(message, param, talk)]
+
+
+def _drawn(images: Any, talk: Conversation) -> list[Json]:
+    """Images of an earlier answer. From Gemini 3 on they would need their signatures, which have no place here."""
+    if talk.model.signs_calls:
+        talk.notice("messages[].images", "This model's earlier images cannot be sent back to it; they were left out.")
+        return []
+    urls = [image.get("image_url") for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    urls = [url for url in urls if isinstance(url, dict) and isinstance(url.get("url"), str)]
+    parts = [{"type": "image_url", "image_url": url} for url in urls]
+    return content_parts({"content": parts}, "messages[].images", talk.model, talk.notice)
 
 
 def _calls(message: Json, param: str, talk: Conversation) -> list[Json]:
