@@ -47,6 +47,13 @@ def test_a_passed_through_payload_keeps_every_byte() -> None:
     assert shown == b"data: " + odd + b"\n\n"
 
 
+def test_a_payload_on_several_lines_is_one_event_for_the_client_too() -> None:
+    chunk = b'{"object":"chat.completion.chunk",\n"choices":[{"delta":{"content":"one"},"index":0}]}'
+    shown = reader(asked=False).feed(Event("", chunk))
+    (data,) = shown.removeprefix(b"data: ").rstrip().splitlines()
+    assert msgspec.json.decode(data)["choices"] == msgspec.json.decode(chunk)["choices"]
+
+
 def test_the_role_alone_commits_nothing_and_content_does() -> None:
     one = reader(asked=False)
     one.feed(event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}]))

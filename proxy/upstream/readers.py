@@ -143,7 +143,9 @@ class PassReader:
             return self._hold_usage(chunk.usage, chunk, data)
         if chunk.x_groq is not None and chunk.x_groq.usage is not None:
             self._take_usage(chunk.x_groq.usage)
-        return b"data: " + data + b"\n\n" if regular else self._envelope.mend(_decode(data))
+        if not regular or data.find(b"\n") >= 0:  # an event may have its data on several lines
+            return self._envelope.mend(_decode(data))
+        return b"data: " + data + b"\n\n"
 
     def close(self) -> bytes:
         # Some servers never say [DONE]; a finish for each choice is proof enough, an end of bytes alone is none.

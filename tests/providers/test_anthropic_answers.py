@@ -201,3 +201,41 @@ def test_every_token_is_counted_once(fresh: int, read: int, five: int, hour: int
 def test_no_usage_is_none_and_not_zero() -> None:
     assert usage_of({}) is None
     assert usage_of({"input_tokens": None, "output_tokens": 3}) is not None
+
+
+def streamed(block: Json, *pieces: Json, stop: str, closed: bool = True) -> Json:
+    """The one choice of an answer that is this block."""
+    events: list[Json] = [
+        {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 5, "output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        *({"type": "content_block_delta", "index": 0, "delta": piece} for piece in pieces),
+        *([{"type": "content_block_stop", "index": 0}] if closed else []),
+        {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": {"output_tokens": 9}},
+        {"type": "message_stop"},
+    ]
+    decoder = load("anthropic").stream_decoder()
+    chunks = [chunk for event in events for chunk in decoder.feed(Event("", msgspec.json.encode(event)))]
+    (choice,) = fold([*chunks, *decoder.close()])["choices"]
+    return dict(choice)
+
+
+SEARCH: Json = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+
+
+def test_a_search_that_the_limit_cut_is_an_answer_that_was_cut_and_no_failure() -> None:
+    piece = {"type": "input_json_delta", "partial_json": '{"query": "tal'}
+    for closed in (True, False):
+        choice = streamed(SEARCH, piece, stop="max_tokens", closed=closed)
+        assert (choice["finish_reason"], "native_blocks" in choice["message"]) == ("length", False)
+        with pytest.raises(UpstreamError, match="malformed"):
+            streamed(SEARCH, piece, stop="end_turn", closed=closed)
+
+
+def test_a_block_that_was_left_open_is_not_lost() -> None:
+    piece = {"type": "input_json_delta", "partial_json": '{"query": "tall"}'}
+    choice = streamed(SEARCH, piece, stop="pause_turn", closed=False)
+    (block,) = choice["message"]["native_blocks"]
+    assert block["input"] == {"query": "tall"}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"a": 1}}
+    (told,) = streamed(call, stop="tool_use", closed=False)["message"]["tool_calls"]
+    assert told["function"]["arguments"] == '{"a":1}'

@@ -58,6 +58,8 @@ class StreamDecoder:
         self._ending: Json = {}
         self._characters = 0
         self._stopped = False
+        self._broken = False
+        """Whether the input of one of Anthropic's own tools is no JSON; where the limit cut it, the tool never ran."""
 
     @property
     def usage_so_far(self) -> Json | None:
@@ -158,7 +160,9 @@ class StreamDecoder:
         if block.type == ANSWER_TOOL:
             return [] if any(block.pieces) else self._text(msgspec.json.encode(block.input).decode())
         if block.type not in SHOWN:
-            return self._out.delta({"native_blocks": [_whole(block)]})
+            whole = _whole(block)
+            self._broken = self._broken or whole is None
+            return self._out.delta({"native_blocks": [whole]}) if whole else []
         fields = annotations_of(block.citations, block.start, self._characters)
         return self._out.delta(fields) if fields else []
 
@@ -182,16 +186,23 @@ class StreamDecoder:
         if "stop_reason" not in self._ending and not self._out.begun:
             raise StreamTruncated("The provider ended the stream without an answer.")
         self._stopped = True
+        # an answer that is cut may leave a block open
+        chunks = [chunk for index in list(self._blocks) for chunk in self._close_block(index)]
+        if self._broken and finish_of(self._ending)["finish_reason"] != "length":
+            raise bad_response("The provider sent a malformed content_block_stop event.")
         refusal = refusal_of(self._ending)
-        chunks = self._out.delta({"refusal": refusal}) if refusal else []
+        chunks += self._out.delta({"refusal": refusal}) if refusal else []
         self._out.finish(finish_of(self._ending))
         return chunks + self._out.end()
 
 
-def _whole(block: _Block) -> Json:
-    """A block of Anthropic's own, with the input that came in pieces."""
+def _whole(block: _Block) -> Json | None:
+    """A block of Anthropic's own, with the input that came in pieces; None if they are no whole."""
     written = "".join(block.pieces)
-    return {**block.native, "input": msgspec.json.decode(written)} if written else block.native
+    try:
+        return {**block.native, "input": msgspec.json.decode(written)} if written else block.native
+    except msgspec.DecodeError:
+        return None
 
 
 def _decode(data: bytes) -> Json:
