@@ -1,5 +1,5 @@
 """
-What stands inside a parameter: it arrives, or the notices tell of it, at every API that has nothing like it.
+What stands inside a parameter arrives, or the notices tell of it; an answer that is none is nobody else's failure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from proxy.config.presets import PRESETS
-from proxy.errors import CallerError
+from proxy.errors import CallerError, UpstreamError
 from proxy.providers import Json, Target, UpstreamRequest, load
 from tests.compatibility import MODELS, OPTIONS, SCHEMA, TOOL
 
@@ -108,3 +108,19 @@ def test_an_image_of_an_earlier_answer_goes_back_or_is_told_of() -> None:
     assert params(encode("gemini", "gemini-3-pro-image", messages=talk)) == ["messages[].images"]
     nonsense = [USER, {"role": "assistant", "content": "Here.", "images": [5, {"image_url": {"url": 5}}]}, USER]
     assert len(encode("gemini", messages=nonsense).body["contents"][1]["parts"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("api", "body"),
+    [
+        ("mistral", {"choices": [{"message": {"content": ["x"]}}]}),
+        ("mistral", {"choices": [{"message": {"content": [{"type": "text", "text": 5}]}}]}),
+        ("mistral", {"choices": [{"message": {"content": [{"type": "thinking", "thinking": 5}]}}]}),
+        ("gemini", {"candidates": [{"content": {"parts": [{"thought": True, "text": t} for t in (5, "x")]}}]}),
+        ("gemini", {"candidates": [{"content": {"parts": [{"thought": True, "text": t} for t in (["x"], "x")]}}]}),
+    ],
+)
+def test_an_answer_with_parts_of_the_wrong_type_is_the_providers_failure(api: str, body: Json) -> None:
+    with pytest.raises(UpstreamError) as failed:
+        load(api).decode_response(msgspec.json.encode(body))
+    assert failed.value.code == "bad_response"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Completion, Json, Target, UpstreamRequest
-from proxy.providers.faults import upstream_error
+from proxy.providers.faults import bad_response, upstream_error
 from proxy.providers.gemini.answers import completion_of
 from proxy.providers.gemini.content import takes_url
 from proxy.providers.gemini.embeddings import decode_embeddings, encode_embeddings
@@ -37,7 +37,10 @@ class Translator:
     def decode_response(self, body: bytes) -> Completion:
         decoder = StreamDecoder()
         chunks = decoder.read(body) + decoder.end()
-        return completion_of(chunks, decoder.model)
+        try:
+            return completion_of(chunks, decoder.model)
+        except (TypeError, AttributeError) as error:
+            raise bad_response("The provider sent a response that is none of its API's.") from error
 
     def stream_decoder(self) -> StreamDecoder:
         return StreamDecoder()

@@ -13,7 +13,7 @@ from typing import Literal
 from proxy.errors import UpstreamError
 from proxy.providers import ChatRequest, Chunk, Completion, Json, Target, UpstreamRequest, openai
 from proxy.providers.embeddings import decode_list
-from proxy.providers.faults import upstream_error
+from proxy.providers.faults import bad_response, upstream_error
 from proxy.providers.mistral.content import ContentReader
 from proxy.providers.mistral.embeddings import encode_embeddings
 from proxy.providers.mistral.requests import encode_chat
@@ -32,8 +32,11 @@ class Translator:
 
     def decode_response(self, body: bytes) -> Completion:
         completion = openai.Translator().decode_response(body)
-        for choice in completion["choices"]:
-            choice["message"] = ContentReader().read(choice["message"])
+        try:
+            for choice in completion["choices"]:
+                choice["message"] = ContentReader().read(choice["message"])
+        except (TypeError, AttributeError) as error:
+            raise bad_response("The provider sent an answer that is not a chat completion.") from error
         return completion
 
     def stream_decoder(self) -> StreamDecoder:
