@@ -155,3 +155,13 @@ def test_what_is_no_answer_is_none(body: bytes) -> None:
     with pytest.raises(Exception, match="provider sent") as refused:
         COHERE.decode_response(body)
     assert getattr(refused.value, "code", "") == "bad_response"
+
+
+@pytest.mark.parametrize(("kind", "annotated"), [("TEXT_CONTENT", True), ("PLAN", False), ("THINKING_CONTENT", False)])
+def test_only_what_cites_the_text_has_a_place_in_it(kind: str, annotated: bool) -> None:
+    source = {"type": "document", "document": {"url": "https://a.example", "title": "A"}}
+    cited = {"start": 0, "end": 4, "text": "Blue", "type": kind, "sources": [source]}
+    message = {"tool_plan": "Blue it is.", "content": [{"type": "text", "text": "Blue."}], "citations": [cited]}
+    body = {"finish_reason": "COMPLETE", "message": {"role": "assistant", **message}}
+    (choice,) = load("cohere").decode_response(msgspec.json.encode(body))["choices"]
+    assert ("annotations" in choice["message"], choice["message"]["citations"]) == (annotated, [cited])

@@ -126,8 +126,11 @@ def _whole(number: Any) -> int:
 def annotations_of(citation: Json, starts: Mapping[int, int]) -> Json:
     """
     The fields of a message or delta that carry a citation: `annotations` for its sources with a URL, `citations` for
-    the whole, as it came. `starts` says where in the content each block of text begins.
+    the whole, as it came. `starts` says where in the content each block of text begins. What cites a thought or a plan
+    has its place there, which no annotation can say.
     """
+    if citation.get("type") not in (None, "TEXT_CONTENT"):
+        return {"citations": [citation]}
     start = starts.get(citation.get("content_index") or 0, 0)
     annotations = []
     for source in citation.get("sources") or ():
