@@ -8,6 +8,7 @@ Each module in `proxy.commands` adds its own words and flags; here they are only
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from proxy.commands import (
     vault,
 )
 from proxy.commands.check import examine_fully
-from proxy.commands.flags import Commands, Parser, Shared, failed, file_of, home_of, shared, with_master_key
+from proxy.commands.flags import Commands, Parser, Shared, failed, file_of, home_of, port, shared, with_master_key
 from proxy.config.problems import ConfigError, Wrong, suggestion
 from proxy.errors import GatewayError
 
@@ -51,22 +52,35 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             f'there is no command "{words[0]}".{suggestion(words[0], list(commands.choices))}', "strata --help", code=2
         )
     try:
-        args = parser.parse_args(words)
+        args, left = parser.parse_known_args(words)
+        if left:
+            return failed(f"unrecognized arguments: {' '.join(left)}.", args.help_at, code=2)
         code: int = args.run(args, environ)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # `>&-`
+            sys.stdout.flush()
         return code
     except ConfigError as error:
         return failed(str(error), "correct it and look again with: strata check")
     except Wrong as wrong:
-        return failed(str(wrong), f"strata {' '.join(words[:2])} --help", code=2)
+        return failed(str(wrong), args.help_at, code=2)
     except GatewayError as error:
         return failed(*_cause_and_fix(error.message))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `strata keys list | head`: whoever read us has enough. Python must not try to flush what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 1
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            _give_up_output()
+            return failed("There is no room for what was to be printed.", "make room, or print it elsewhere")
+        if error.filename is None:  # no place of the operator's: a fault of ours, with its trace
+            raise
+        return failed(
+            f"{_place_of(error)} cannot be used ({error.strerror}).",
+            "check its owner and permissions, or name another place with --home or --config",
+        )
 
 
 def _serve(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -80,6 +94,15 @@ def _serve(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     code: int = serve(config, home=home_of(args, environ), environ=with_master_key(config, environ))
     return code
+
+
+def _give_up_output() -> None:
+    """What is still to be flushed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _place_of(error: OSError) -> str:
+    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
 
 
 def _parser() -> tuple[Parser, Commands[Parser]]:
@@ -99,14 +122,8 @@ def _parser() -> tuple[Parser, Commands[Parser]]:
 def _add_serve(commands: Commands[Parser], flags: Shared) -> None:
     serve = commands.add_parser("serve", help="run the gateway", parents=[flags.place])
     serve.add_argument("--host", help="the address to listen on")
-    serve.add_argument("--port", type=_port, help="the port to listen on")
+    serve.add_argument("--port", type=port, help="the port to listen on")
     serve.set_defaults(run=_serve)
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a port from 1 to 65535')
-    return int(text)
 
 
 def _cause_and_fix(message: str) -> tuple[str, str]:

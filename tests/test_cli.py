@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
 
 from proxy import __version__
+from proxy.__main__ import run
 from proxy.admission.keys import well_formed
 from proxy.cli import main
 from proxy.commands.keys import limits
@@ -21,6 +24,7 @@ from proxy.config.problems import Wrong
 from proxy.storage.binaries import find_binaries
 
 ROOT = Path(__file__).resolve().parent.parent
+USAGE_HELP = "Fix: strata usage --help\n"
 HOLDER = """
 import sys
 from pathlib import Path
@@ -91,6 +95,15 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
         (
             ["keys", "create", "ci", "--budget", "five"],
             '--budget must be dollars like 5 or 0.25, not "five".\nFix: strata keys create --help\n',
+        ),
+        (
+            ["keys", "create", "ci", "--bugdet", "5"],
+            "unrecognized arguments: --bugdet 5.\nFix: strata keys create --help\n",
+        ),
+        (["usage", "--since", "2026-01-01", "--until", "2025-01-01"], "--since must be before until.\n" + USAGE_HELP),
+        (
+            ["demo", "--port", "99999"],
+            'argument --port: "99999" is not a port from 1 to 65535.\nFix: strata demo --help\n',
         ),
     ],
 )
@@ -284,6 +297,50 @@ def test_a_configured_database_and_the_files_own_keys_are_used(tmp_path: Path, e
         assert refused.returncode == 1
         assert "belongs to" in refused.stderr and "Fix: " in refused.stderr
     assert not (tmp_path / ".strata/postgres").exists()
+
+
+@pytest.mark.parametrize("words", [["serve"], ["demo"], ["keys", "list"], ["doctor"]])
+@pytest.mark.parametrize("place", ["a file", "below a file"])
+def test_a_data_folder_that_cannot_be_is_two_lines(words: list[str], place: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = strata(tmp_path, *words, "--home", str(file if place == "a file" else file / "home"))
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert str(file) in said and "Traceback" not in said
+    assert words == ["doctor"] or ("cannot be used" in done.stderr and len(done.stderr.splitlines()) == 2)
+
+
+def test_a_folder_of_somebody_elses_is_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "postgres" / "lock"))
+
+    monkeypatch.setattr("proxy.storage.embedded.os.open", refuse)
+    assert main(["keys", "list", "--home", str(tmp_path)], {}) == 1
+
+
+def test_output_that_is_closed_or_full_is_no_fault_of_ours(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m proxy check /dev/null"
+    for redirection, code in ((">&-", 0), (">/dev/full", 1)):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {redirection}"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_the_house_is_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "proxy.cli", Interrupted("proxy.cli"))
+    assert run() == 130
 
 
 def test_a_database_that_is_away_is_two_lines(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import httpx2
 
-from proxy.commands.flags import Commands, Parser, Shared
+from proxy.commands.flags import Commands, Parser, Shared, port
 from proxy.config.presets import SIM_API_BASE
 from proxy.errors import GatewayFault
 
@@ -85,7 +85,7 @@ def add_parser(commands: Commands[Parser], _flags: Shared) -> None:
     )
     demo.add_argument("--minutes", type=_minutes, default=10.0, help="how long the traffic lasts; default: 10")
     demo.add_argument("--home", metavar="DIR", default=".strata-demo", help="the data folder; default: .strata-demo")
-    demo.add_argument("--port", type=int, default=4000, help="default: 4000")
+    demo.add_argument("--port", type=port, default=4000, help="default: 4000")
     demo.add_argument("--stop", action="store_true", help="end when the traffic is over")
     demo.set_defaults(run=_run)
 

@@ -6,14 +6,18 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from proxy.config import Config
 from proxy.config.load import find, load
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our form of an error: the cause, then the fix."""
+    """argparse, with our form of an error: the cause, then the fix. `args.help_at` is where the command's help is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_defaults(help_at=f"{self.prog} --help")
 
     def error(self, message: str) -> NoReturn:
         sys.exit(failed(f"{message}.", f"{self.prog} --help", code=2))
@@ -58,6 +62,12 @@ def with_master_key(config: Config, environ: Mapping[str, str]) -> Mapping[str, 
     if config.auth.master_key is None:
         return environ
     return {**environ, "STRATA_MASTER_KEY": config.auth.master_key.reveal()}
+
+
+def port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a port from 1 to 65535')
+    return int(text)
 
 
 def failed(cause: str, fix: str, *, code: int = 1) -> int:

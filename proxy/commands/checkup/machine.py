@@ -59,7 +59,10 @@ def look_at_master_key(home: Path, environ: Mapping[str, str]) -> Finding:
 
 
 def _journal(folder: Path) -> Iterator[Finding]:
-    place = next(one for one in (folder, *folder.resolve().parents) if one.is_dir())
+    place = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    if not place.is_dir():
+        yield fail("journal", f"{place} is no folder, and the data folder is to be there: choose another with --home.")
+        return
     probe = place / f".strata-doctor-{secrets.token_hex(8)}"
     try:
         seconds = _write(probe)
