@@ -34,7 +34,9 @@ from proxy.commands import (
 )
 from proxy.commands.check import examine_fully
 from proxy.commands.flags import Commands, Parser, Shared, failed, file_of, home_of, port, shared, with_master_key
-from proxy.config.problems import ConfigError, Wrong, suggestion
+from proxy.config.problems import ConfigError, Mark, Wrong, suggestion
+from proxy.config.server import listening
+from proxy.config.yaml import ScalarNode
 from proxy.errors import GatewayError
 
 MODULES = (keys, users, budgets, usage, request, ledger, prices, alerts, audit, vault, check, doctor, demo, migrate)
@@ -121,9 +123,17 @@ def _parser() -> tuple[Parser, Commands[Parser]]:
 
 def _add_serve(commands: Commands[Parser], flags: Shared) -> None:
     serve = commands.add_parser("serve", help="run the gateway", parents=[flags.place])
-    serve.add_argument("--host", help="the address to listen on")
+    serve.add_argument("--host", type=_host, help="the address to listen on")
     serve.add_argument("--port", type=port, help="the port to listen on")
     serve.set_defaults(run=_serve)
+
+
+def _host(text: str) -> str:
+    """Never nothing, which would be every address of this machine: `--host "$UNSET"`."""
+    try:
+        return listening(ScalarNode(Mark("--host"), text, "any"))
+    except Wrong as wrong:
+        raise argparse.ArgumentTypeError(str(wrong).rstrip(".")) from None
 
 
 def _cause_and_fix(message: str) -> tuple[str, str]:

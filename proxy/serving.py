@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import signal
 import socket
@@ -38,6 +39,7 @@ log = logging.getLogger("strata")
 
 CERTIFICATE_SECONDS = 5.0
 """How often the files are looked at."""
+LAST_PORT = 65_535
 HANDSHAKE_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 """How long a client may take to begin TLS, and to end it."""
@@ -224,9 +226,8 @@ def _listen(config: Config) -> Listeners:
     server = config.server
     opened: list[socket.socket] = []
     try:
-        opened.append(
-            _bind(server.host, server.port, "server.port", f"Start on another: strata --port {server.port + 1}")
-        )
+        another = server.port + (1 if server.port < LAST_PORT else -1)
+        opened.append(_bind(server.host, server.port, "server.port", f"Start on another: strata --port {another}"))
         if server.admin is not None:
             opened.append(_bind(server.admin.host, server.admin.port, "server.admin.port", "Choose another."))
         plain = None
@@ -244,9 +245,21 @@ def _bind(host: str, port: int, setting: str, fix: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
     except OSError as error:
-        reason = "is in use" if error.errno in {98, 48} else f"cannot be used ({error.strerror})"
-        which = "" if setting == "server.port" else f" ({setting})"
-        raise _misconfigured(f"Port {port} on {host}{which} {reason}. {fix}") from error
+        host_of = "server.admin.host" if setting == "server.admin.port" else "server.host"
+        where = f"Port {port} on {host}{'' if setting == 'server.port' else f' ({setting})'}"
+        if error.errno == errno.EADDRINUSE:
+            raise _misconfigured(f"{where} is in use. {fix}") from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise _misconfigured(
+                f"{where} may not be used by this user. Choose one from 1024 on, or give the gateway "
+                "CAP_NET_BIND_SERVICE (docs/deploy.md)."
+            ) from error
+        raise _misconfigured(
+            f"{where} cannot be used: this machine has no such address. Set {host_of} to one "
+            "that it has, such as 127.0.0.1, or 0.0.0.0 for all."
+            if error.errno == errno.EADDRNOTAVAIL or (error.errno or 0) < 0  # a name that does not resolve
+            else f"{where} cannot be used ({error.strerror}). Choose another."
+        ) from error
 
 
 def _misconfigured(message: str) -> GatewayFault:

@@ -97,6 +97,10 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
             '--budget must be dollars like 5 or 0.25, not "five".\nFix: strata keys create --help\n',
         ),
         (
+            ["--host", ""],
+            "argument --host: must be one line of text that is not empty.\nFix: strata serve --help\n",
+        ),
+        (
             ["keys", "create", "ci", "--bugdet", "5"],
             "unrecognized arguments: --bugdet 5.\nFix: strata keys create --help\n",
         ),

@@ -154,7 +154,8 @@ def test_what_a_variable_holds_is_never_looked_through_again() -> None:
         {"T": tricky},
     )
     assert config.models["a"].params == {"p": tricky, "q": "$5", "r": 7, "s": "a$b"}
-    assert load(None, {"STRATA_SERVER__HOST": "a$${b}"}).server.host == "a$${b}"
+    environ = {"STRATA_TELEMETRY__METRICS__TOKEN": "a$${b}"}
+    assert load(None, environ).metrics.token == Secret("a$${b}")
 
 
 def test_a_secret_can_come_from_a_file_beside_the_configuration() -> None:

@@ -61,6 +61,17 @@ def test_maps_come_from_the_environment_too() -> None:
     assert (server.hsts_seconds, server.redirect_http) == (86_400, 8080)
 
 
+LISTENING = (
+    "1:16 error server.host must be an address or a name of this machine like 127.0.0.1, ::1 or 0.0.0.0 (no port, no "
+    "scheme), not "
+)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost", "my-machine_1.internal"])
+def test_a_gateway_listens_at_addresses_and_names(host: str) -> None:
+    assert good(f"server: {{host: '{host}'}}").server.host == host
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -117,6 +128,9 @@ def test_maps_come_from_the_environment_too() -> None:
             "1:25 error server.allowed_hosts must be names like llm.example.com or *.example.com (no port, no scheme), "
             'not "https://x.example".',
         ),
+        ("host: 'http://127.0.0.1'", LISTENING + '"http://127.0.0.1".'),
+        ("host: '127.0.0.1:4000'", LISTENING + '"127.0.0.1:4000".'),
+        ("host: '300.1.1.1'", LISTENING + '"300.1.1.1".'),
         ("tls: {certificate: cert.pem}", "1:15 error server.tls needs a key: the path of a PEM file."),
         (
             "tls: {certificate: none.pem, key: none.pem}",

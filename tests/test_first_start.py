@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import select
@@ -13,6 +15,10 @@ from pathlib import Path
 
 import openai
 import pytest
+
+from proxy import serving
+from proxy.config import Config, Server
+from proxy.errors import GatewayFault
 
 pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
 
@@ -97,3 +103,24 @@ def test_a_taken_port_is_said_so_with_another_to_try(tmp_path: Path) -> None:
         assert "Traceback" not in text
         _, status = os.waitpid(terminal.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_a_port_that_cannot_be_had_is_said_with_what_helps() -> None:
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # somebody else has it: as good
+            taken.bind(("127.0.0.1", 65_535))
+            taken.listen()
+        with pytest.raises(GatewayFault, match=r"is in use\. Start on another: strata --port 65534"):
+            serving._listen(Config(server=Server(port=65_535)))
+    for host in ("203.0.113.1", "no-such-name.invalid"):
+        with pytest.raises(GatewayFault, match=r"this machine has no such address\. Set server\.host to one"):
+            serving._listen(Config(server=Server(host=host, port=free_port())))
+
+
+def test_a_port_that_only_root_has_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("proxy.serving.socket.create_server", refuse)
+    with pytest.raises(GatewayFault, match="Choose one from 1024 on"):
+        serving._listen(Config(server=Server(port=80)))

@@ -18,7 +18,22 @@ from proxy.config.yaml import Node, ScalarNode
 _PORT = integer(1, 65_535)
 _TIME = duration(0.01, 86_400)
 _HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:]+")
+_LISTENING = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def listening(node: Node) -> str:
+    """An address or a name of this machine."""
+    host = text(node)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _LISTENING.fullmatch(host) or not host.strip("0123456789."):
+            raise Wrong(
+                "must be an address or a name of this machine like 127.0.0.1, ::1 or 0.0.0.0 (no port, no scheme), "
+                f"not {node}."
+            ) from None
+    return host
 
 
 def _networks(node: Node) -> tuple[str, ...]:
@@ -68,7 +83,7 @@ def _hsts(node: Node) -> int:
 
 
 _SERVER: Keys = {
-    "host": Key("host", text),
+    "host": Key("host", listening),
     "port": Key("port", _PORT),
     "max_body": Key("max_body_bytes", size(1_000, 10**9)),
     "max_bodies": Key("max_bodies_bytes", size(1_000, 10**12)),
@@ -90,7 +105,7 @@ _CORS: Keys = {
     "credentials": Key("credentials", boolean),
     "max_age": Key("max_age_seconds", duration(0, 86_400)),
 }
-_ADMIN: Keys = {"host": Key("host", text), "port": Key("port", _PORT), "metrics": Key("metrics", boolean)}
+_ADMIN: Keys = {"host": Key("host", listening), "port": Key("port", _PORT), "metrics": Key("metrics", boolean)}
 
 
 def read_server(node: Node | None, folder: Path, report: Report) -> Server:
