@@ -264,14 +264,15 @@ class Gateway:
                 await self.budgets.start()
                 await self.database.listen(CHANNEL, self._hear_of_budgets)
                 await self.database.listen(PEOPLE, self.people.forget)
-            except Unavailable:
-                log.warning("the database is away; trying again in %s s", DATABASE_RETRY_SECONDS)
-                await asyncio.sleep(DATABASE_RETRY_SECONDS)
             except WrongMasterKey as wrong:
                 log.error("%s", wrong.message)
                 self.refused = wrong
                 self.quit()
                 return
+            except GatewayFault as fault:
+                why = "The database is away." if type(fault) is Unavailable else fault.message
+                log.warning("%s Trying again in %s s.", why, DATABASE_RETRY_SECONDS)
+                await asyncio.sleep(DATABASE_RETRY_SECONDS)
             else:
                 self.database_ready.set()
                 return

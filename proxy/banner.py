@@ -21,12 +21,12 @@ def banner(
     ready_seconds: float,
     data: str,
     first_key: str | None,
-    key_count: int,
+    key_count: int | None,
     last_used: str | None,
 ) -> str:
     """
     `data`: where the data lives, in words. `first_key`: the whole key, if one was just made; without one, the banner
-    says how many there are and when one was last used ("2 h ago").
+    says how many there are and when one was last used ("2 h ago"). `key_count` is None while nobody knows.
     """
     server = config.server
     everywhere = server.host in ("0.0.0.0", "::")
@@ -44,6 +44,8 @@ def banner(
     lines += ["", *_models(config), ""]
     if first_key is not None:
         lines.append(_line("Your key", first_key, "shown once"))
+    elif key_count is None:
+        lines.append(_line("Keys", "not known", "the database is not ready: see the log"))
     else:
         used = f", last used {last_used}" if last_used else ""
         keys = f"{key_count} key{'' if key_count == 1 else 's'}{used}"

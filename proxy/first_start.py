@@ -36,7 +36,10 @@ async def greet(gateway: Gateway, home: Path, *, embedded: bool, seconds: float)
         if not (terminal and " is off: " in warning):  # the banner says so too
             log.warning("%s", warning)
     if not terminal:
-        log.info("ready at %s/v1 after %.2f s", url, seconds)
+        if gateway.database_ready.is_set():
+            log.info("ready at %s/v1 after %.2f s", url, seconds)
+        else:
+            log.warning("listening at %s/v1 after %.2f s, and not ready: the database is not", url, seconds)
         if server.admin is not None:
             log.info("the admin's pages are at %s alone", address_of(server, server.admin.host, server.admin.port))
         return
@@ -49,7 +52,7 @@ async def greet(gateway: Gateway, home: Path, *, embedded: bool, seconds: float)
         ready_seconds=seconds,
         data=data,
         first_key=first_key,
-        key_count=len(known),
+        key_count=len(known) if gateway.database_ready.is_set() else None,
         last_used=f"{int((time.time() - used) / 3600)} h ago" if used else None,
     )
     sys.stderr.write(text + "\n")

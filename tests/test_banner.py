@@ -45,3 +45,8 @@ def test_a_long_key_keeps_its_distance_from_the_remark() -> None:
         Config(), ready_seconds=0.5, data="d", first_key="sk-strata-" + "x" * 49, key_count=0, last_used=None
     )
     assert "x  shown once" in shown
+
+
+def test_keys_that_nobody_could_read_are_not_said_to_be_none() -> None:
+    shown = banner(Config(), ready_seconds=0.5, data="d", first_key=None, key_count=None, last_used=None)
+    assert "the database is not ready" in shown and "make one" not in shown

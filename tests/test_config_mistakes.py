@@ -108,6 +108,13 @@ BAD: dict[str, tuple[str, list[str]]] = {
         "logging: {level: verbose}",
         ['1:18 error logging.level must be debug or info or warning or error, not "verbose".'],
     ),
+    "a password that ends the address": (
+        "database: {url: 'postgresql://me:p#w@h/db'}",
+        [
+            "1:17 error database.url has no number where its port should be. In a password write : / ? # [ ] @ % as "
+            "%3A %2F %3F %23 %5B %5D %40 %25."
+        ],
+    ),
     "a database that is not Postgres": (
         "database: {url: 'sqlite:///x.db'}",
         [

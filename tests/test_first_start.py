@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,3 +125,25 @@ def test_a_port_that_only_root_has_is_said_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("proxy.serving.socket.create_server", refuse)
     with pytest.raises(GatewayFault, match="Choose one from 1024 on"):
         serving._listen(Config(server=Server(port=80)))
+
+
+def test_a_database_that_cannot_be_used_is_said_with_its_cause_and_not_called_ready(
+    tmp_path: Path, empty_database_dsn: str
+) -> None:
+    credentials = empty_database_dsn[: empty_database_dsn.index("@")]
+    wrong = empty_database_dsn.replace(credentials, "postgresql://strata:mistaken")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": wrong}
+    command = (sys.executable, "-m", "proxy", "--port", str(free_port()))
+    with (tmp_path / "log").open("wb") as log:
+        gateway = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "listening at" not in (said := (tmp_path / "log").read_text()):
+            assert time.monotonic() < deadline and gateway.poll() is None, said
+            time.sleep(0.05)
+    finally:
+        gateway.terminate()
+        gateway.wait(START_SECONDS)
+    assert "refuses the gateway's login. The operator can check DATABASE_URL. Trying again in" in said
+    assert "and not ready" in said and "ready at" not in said
+    assert "Traceback" not in said and "mistaken" not in said

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.errors import GatewayFault
 from proxy.storage.migrations import known_migrations, migrate, pending
-from proxy.storage.postgres import Database, Unavailable
+from proxy.storage.postgres import Database, Refused, Unavailable
 from tests.conftest import run_sql
 
 
@@ -133,6 +133,34 @@ async def test_an_owner_with_too_few_rights_is_told_which(postgres_server: str) 
     with pytest.raises(GatewayFault, match="must own the database and have CREATEROLE"):
         await migrate(dsn)
     await run_sql(postgres_server, "DROP DATABASE poor WITH (FORCE)", "DROP ROLE poor")
+
+
+async def test_an_owner_of_nothing_is_told_what_is_needed(postgres_server: str) -> None:
+    await run_sql(postgres_server, "CREATE ROLE nobodys LOGIN PASSWORD 'nobodys'", "CREATE DATABASE somebodys")
+    credentials = postgres_server[: postgres_server.index("@")]
+    dsn = postgres_server.replace(credentials, "postgresql://nobodys:nobodys").replace("/postgres?", "/somebodys?")
+    for prepare in (None, "CREATE TABLE public.strata_migrations (name text, sha256 text)"):
+        if prepare is not None:
+            await run_sql(postgres_server.replace("/postgres?", "/somebodys?"), prepare)
+            with pytest.raises(GatewayFault, match="must own the database and have CREATEROLE"):
+                await pending(dsn)
+        with pytest.raises(GatewayFault, match="must own the database and have CREATEROLE"):
+            await migrate(dsn)
+    await run_sql(postgres_server, "DROP DATABASE somebodys WITH (FORCE)", "DROP ROLE nobodys")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("sslmode=maybe", "`sslmode` parameter must be one of"), ("schema=public", 'configuration parameter "schema"')],
+)
+async def test_a_setting_that_postgres_does_not_take_is_named(setting: str, said: str, empty_database_dsn: str) -> None:
+    dsn = f"{empty_database_dsn}{'&' if '?' in empty_database_dsn else '?'}{setting}"
+    with pytest.raises(Refused, match=f"DATABASE_URL has a setting that Postgres does not take .*{said}"):
+        await migrate(dsn)
+    database = Database(dsn)
+    with pytest.raises(Refused, match=said):
+        await database.open()
+    await database.close()
 
 
 async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:

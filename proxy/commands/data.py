@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from proxy.config import Config
 from proxy.storage.embedded import connect_or_start
 from proxy.storage.migrations import migrate
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Database, Unavailable
 
 T = TypeVar("T")
 
@@ -44,7 +44,18 @@ def run(config: Config, home: Path, work: Callable[[Database], Awaitable[T]]) ->
             await database.close()
 
     with owner_dsn(config, home) as dsn:
-        return asyncio.run(connected(dsn))
+        return _run(connected(dsn))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except Unavailable as away:
+        if type(away) is not Unavailable:
+            raise
+        raise Unavailable(
+            "The database cannot be reached at the moment. See whether it runs, and what DATABASE_URL says."
+        ) from away
 
 
 def operator() -> str:
@@ -58,4 +69,4 @@ def operator() -> str:
 def apply_migrations(config: Config, home: Path) -> list[str]:
     """The names of the migrations that were applied."""
     with owner_dsn(config, home) as dsn:
-        return asyncio.run(migrate(dsn))
+        return _run(migrate(dsn))

@@ -49,6 +49,14 @@ def postgres_url(node: Node) -> object:
     url = secret(node)
     if not url.reveal().startswith(("postgres://", "postgresql://")):
         raise Wrong("must begin with postgresql://; leave it out for the database that comes with Strata.")
+    hosts = re.split("[/?#]", url.reveal().partition("://")[2])[0].rpartition("@")[2]
+    for host in hosts.split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (port.isdigit() and 1 <= int(port) <= 65_535):
+            raise Wrong(
+                "has no number where its port should be. In a password write : / ? # [ ] @ % as %3A %2F %3F %23 %5B "
+                "%5D %40 %25."
+            )
     return url
 
 

@@ -105,10 +105,7 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
         await connection.execute(migration.sql)
         await connection.execute(RECORD, migration.name, migration.sha256)
     except asyncpg.InsufficientPrivilegeError as error:
-        raise _fault(
-            f"Migration {migration.name} needs more rights ({error}). The login of DATABASE_URL must own the database "
-            "and have CREATEROLE, or the role strata_app must be there and granted to it."
-        ) from error
+        raise _too_few_rights(f"Migration {migration.name}", error) from error
     except asyncpg.PostgresError as error:
         ours = translate(error)
         raise ours or _fault(f"Migration {migration.name} failed, and changed nothing: {error}") from error
@@ -129,6 +126,8 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
             yield connection
         finally:
             connection.terminate()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise _too_few_rights("The list of migrations", error) from error
     except Exception as error:
         ours = translate(error)
         if ours is None:
@@ -138,6 +137,13 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
 
 def _number(name: str) -> str:
     return name.split("_")[0]
+
+
+def _too_few_rights(what: str, error: asyncpg.InsufficientPrivilegeError) -> GatewayFault:
+    return _fault(
+        f"{what} needs more rights ({error}). The login of DATABASE_URL must own the database and have CREATEROLE, or "
+        "the role strata_app must be there and granted to it."
+    )
 
 
 def _fault(message: str) -> GatewayFault:

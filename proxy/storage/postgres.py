@@ -60,6 +60,10 @@ class Unavailable(GatewayFault):
         super().__init__(message, code="db_unavailable", headers={"retry-after": "1"})
 
 
+class Refused(Unavailable):
+    """503, too; asking again helps only once somebody has changed something there, or in DATABASE_URL."""
+
+
 AWAY: tuple[type[BaseException], ...] = (
     OSError,  # TimeoutError is one of them
     asyncpg.PostgresConnectionError,
@@ -84,7 +88,15 @@ OUTDATED_PLAN = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCach
 def translate(error: BaseException) -> GatewayFault | None:
     """Ours for asyncpg's; None: it is about the statement, and passes."""
     if isinstance(error, REFUSED_LOGIN):
-        return Unavailable("The database refuses the gateway's login. The operator can check DATABASE_URL.")
+        return Refused("The database refuses the gateway's login. The operator can check DATABASE_URL.")
+    if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.UndefinedObjectError):
+        said = str(error).partition("\n")[0]
+        if "parameter" in said:  # other messages may quote the address
+            return Refused(
+                f"DATABASE_URL has a setting that Postgres does not take ({said}). The operator can check it."
+            )
+        is_address = isinstance(error, asyncpg.ClientConfigurationError)
+        return Refused("DATABASE_URL is no address. The operator can check it.") if is_address else None
     if isinstance(error, AWAY):
         return Unavailable()
     if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, asyncpg.DataError):
