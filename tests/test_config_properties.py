@@ -95,6 +95,14 @@ JSON = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=6,
 )
+QUIRKS: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "drop": st.lists(TEXTS, max_size=3),
+        "rename": st.dictionaries(TEXTS, TEXTS, max_size=2),
+        "set": st.dictionaries(TEXTS, JSON, max_size=2),
+    },
+)
 
 
 class Wanted(msgspec.Struct):
@@ -116,7 +124,7 @@ def wanted_configs(draw: st.DrawFn) -> Wanted:
             api_base=f"http://{draw(HOSTS)}:{draw(st.integers(1, 65535))}/v1",
             api_key=Secret(key) if key else None,
             headers=draw(st.dictionaries(st.sampled_from(["X-Team", "X-Org"]), TEXTS, max_size=2)),
-            quirks=draw(st.dictionaries(st.sampled_from(["drop", "rename", "set"]), JSON, max_size=2)),
+            quirks=draw(QUIRKS),
             max_connections=draw(st.integers(1, 500)),
             bills_after_abort=draw(st.booleans()),
         )

@@ -14,7 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 from proxy.config import Provider, Secret
 from proxy.config.presets import PRESETS, SIM, SIM_API_BASE, SIM_QUIRKS, Preset
 from proxy.config.problems import Mark, Report, shown, suggestion
-from proxy.config.quantities import boolean, integer, json_map, secret, secret_document, size, text, text_map
+from proxy.config.quantities import boolean, integer, secret, secret_document, size, text, text_map
+from proxy.config.quirks import QUIRKS
 from proxy.config.reading import Key, child, entries_of, flag_inline_secret, read_map
 from proxy.config.references import Resolver
 from proxy.config.yaml import Node, ScalarNode
@@ -27,7 +28,6 @@ _KEYS = {
     "api_base": Key("api_base", text),
     "api_key": Key("api_key", secret),
     "headers": Key("headers", text_map),
-    "quirks": Key("quirks", json_map),
     "max_connections": Key("max_connections", integer(1, 65_536)),
     "max_response": Key("max_response_bytes", size(1_000, 10**10)),
     "bills_after_abort": Key("bills_after_abort", boolean),
@@ -84,7 +84,9 @@ class Providers:
         report, path = self._report, f"providers.{name}"
         kind_node = child(node, "type")
         preset = PRESETS.get(kind_node.text if isinstance(kind_node, ScalarNode) else name)
-        fields = read_map(node, path, {**_KEYS, **_own_keys(preset)}, report)
+        fields = read_map(node, path, {**_KEYS, **_own_keys(preset)}, report, besides=("quirks",))
+        if (differences := child(node, "quirks")) is not None:
+            fields["quirks"] = read_map(differences, f"{path}.quirks", QUIRKS, report)
         kind = fields.pop("type", None)
         if preset is not None:
             _gather(fields, "options", preset.options)
