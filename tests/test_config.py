@@ -267,7 +267,10 @@ def test_the_annotated_example_loads_with_nothing_set() -> None:
     assert all(one.severity == "warning" and " is off: " in one.message for one in examined.problems)
     environ = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "GEMINI_API_KEY": KEY}
     environ |= {"STRATA_MASTER_KEY": STRONG, "METRICS_TOKEN": STRONG}
-    assert examine(ROOT / "config.yaml", environ).problems == []
+    examined = examine(ROOT / "config.yaml", environ)
+    assert examined.problems == [] and examined.config is not None
+    # the README says so of whoever follows it in this folder
+    assert {"openai/*", "anthropic/*", "gemini/*"} <= set(examined.config.models)
 
 
 def test_the_examples_defaults_are_the_defaults() -> None:
