@@ -106,6 +106,8 @@ def test_redis_is_where_the_file_or_the_environment_says(tmp_path: Path) -> None
     ("redis", "says"),
     [
         ("{url: 'http://h'}", "redis.url must begin with redis:// or, with TLS, rediss://"),
+        ("{url: 'redis://h:abc'}", "redis.url has no number where its port should be."),
+        ("{url: 'redis://h:1/x'}", "redis.url must end with the number of a database, like /0"),
         ("{prefix: 'a b'}", "redis.prefix must be up to 64 letters, digits"),
         ("{cluster: true, sentinel_master: ours}", "redis.sentinel_master and redis.cluster exclude each other."),
     ],

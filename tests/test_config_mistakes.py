@@ -128,10 +128,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     ),
     "a missing file": (
         "telemetry: {metrics: {token: '${file:none.txt}'}}",
-        [
-            "1:30 error the file none.txt cannot be read (No such file or directory). "
-            "Set it, or write a fallback: ${NAME:-fallback}."
-        ],
+        ["1:30 error the file none.txt cannot be read (No such file or directory). Put it there, or correct its path."],
     ),
     "a reference that is not closed": (
         "server: {host: '${HOST'}",
@@ -371,6 +368,10 @@ WARNED: dict[str, tuple[str, list[str]]] = {
             "1:52 warning providers.x.api_base is not https: "
             "the key and every prompt travel unencrypted to h.example.com."
         ],
+    ),
+    "a shell's references": (
+        "providers: {openai: {api_key: $OPENAI_API_KEY}}",
+        ["1:31 warning this stands for itself here; what a variable holds is written ${NAME}."],
     ),
     "LiteLLM's references": (
         "logging: {level: os.environ/LEVEL}",

@@ -48,6 +48,7 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         (b"[" * 200_000, "this is nested more than 40 deep."),
         (b"#" * (MAX_BYTES + 1), "the file has 1000001 bytes; 1000000 are allowed."),
         (b"server: \xff", "the file is not UTF-8 text."),
+        (b"server:\n\tport: 1", "there is a tab, and YAML is indented by spaces only: replace it."),
         (b"server: '\x00'", "there is a control character, which YAML does not allow."),
     ],
 )

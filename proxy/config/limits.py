@@ -9,7 +9,7 @@ from typing import Any
 from proxy.config import Model, Redis, SharedLimit
 from proxy.config.keys import RATES, may_name
 from proxy.config.problems import Report, Wrong, shown
-from proxy.config.quantities import boolean, choice, secret, text, whole_seconds
+from proxy.config.quantities import boolean, check_ports, choice, secret, text, whole_seconds
 from proxy.config.reading import Key, Keys, child, flag_inline_secret, read_map
 from proxy.config.yaml import Node, ScalarNode, SequenceNode
 
@@ -87,6 +87,11 @@ def _url(node: Node) -> object:
     url = secret(node)
     if not url.reveal().startswith(("redis://", "rediss://", "unix://")):
         raise Wrong("must begin with redis:// or, with TLS, rediss://; leave it out to count in each process alone.")
+    if not url.reveal().startswith("unix://"):
+        check_ports(url.reveal())
+        number = re.split("[?#]", url.reveal().partition("://")[2])[0].partition("/")[2].strip("/")
+        if number and not number.isdigit():
+            raise Wrong("must end with the number of a database, like /0, or with the port.")
     return url
 
 

@@ -37,7 +37,7 @@ from proxy.config.models import NUM_RETRIES, TIMEOUTS, Models
 from proxy.config.prices import read_prices
 from proxy.config.problems import ConfigError, Mark, Problem, Report, Wrong, suggestion
 from proxy.config.providers import Providers
-from proxy.config.quantities import boolean, choice, duration, integer, secret, size, text, texts
+from proxy.config.quantities import boolean, check_ports, choice, duration, integer, secret, size, text, texts
 from proxy.config.reading import Key, Keys, child, entries_of, flag_inline_secret, read_map, unknown_key
 from proxy.config.references import Resolver
 from proxy.config.server import read_server
@@ -49,14 +49,7 @@ def postgres_url(node: Node) -> object:
     url = secret(node)
     if not url.reveal().startswith(("postgres://", "postgresql://")):
         raise Wrong("must begin with postgresql://; leave it out for the database that comes with Strata.")
-    hosts = re.split("[/?#]", url.reveal().partition("://")[2])[0].rpartition("@")[2]
-    for host in hosts.split(","):
-        port = host.rpartition("]")[2].partition(":")[2]
-        if port and not (port.isdigit() and 1 <= int(port) <= 65_535):
-            raise Wrong(
-                "has no number where its port should be. In a password write : / ? # [ ] @ % as %3A %2F %3F %23 %5B "
-                "%5D %40 %25."
-            )
+    check_ports(url.reveal())
     return url
 
 
@@ -180,7 +173,7 @@ def _examine(path: Path | None, data: bytes, environ: Mapping[str, str], new_sec
         elif name == "providers":
             sections[name] = entry.value
         else:
-            sections[name] = resolver.resolve(entry.value, lambda at, why: report.error(at, f"{why}. {_FIX}"))
+            sections[name] = resolver.resolve(entry.value, lambda at, why: report.error(at, f"{why}. {_fix(why)}"))
     config = _build(sections, resolver, environ, report, new_secret)
     problems = report.in_order()
     if config is None or report.failed:
@@ -191,7 +184,10 @@ def _examine(path: Path | None, data: bytes, environ: Mapping[str, str], new_sec
     return Examined(msgspec.structs.replace(config, warnings=warnings, source=source, hash=digest), problems)
 
 
-_FIX = "Set it, or write a fallback: ${NAME:-fallback}."
+def _fix(why: str) -> str:
+    if why.startswith("the file"):
+        return "Put it there, or correct its path."
+    return "Set it, or write a fallback: ${NAME:-fallback}."
 
 
 def _build(

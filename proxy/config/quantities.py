@@ -49,6 +49,18 @@ def secret(node: Node) -> Secret:
     return Secret(node.text.strip())
 
 
+def check_ports(url: str) -> None:
+    """Of an address that may name several hosts. Raises Wrong, which quotes nothing: a password may be cut there."""
+    hosts = re.split("[/?#]", url.partition("://")[2])[0].rpartition("@")[2]
+    for host in hosts.split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (port.isdigit() and 1 <= int(port) <= 65_535):
+            raise Wrong(
+                "has no number where its port should be. In a password write : / ? # [ ] @ % as %3A %2F %3F %23 %5B "
+                "%5D %40 %25."
+            )
+
+
 def secret_document(node: Node) -> Secret:
     """A secret that is a file's name or its content, and goes into no header."""
     return Secret(text(node).strip())

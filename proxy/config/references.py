@@ -16,6 +16,7 @@ MAX_FILE_BYTES = 65_536
 
 _REFERENCE = re.compile(r"\$\$|\$\{(?P<inner>[^}]*)\}?")
 _NAME = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<fallback>.*))?", re.DOTALL)
+_SHELL = re.compile(r"\$[A-Z_][A-Z0-9_]*|%[A-Z_][A-Z0-9_]*%")
 _LITELLM = re.compile(r"os\.environ/(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 
 OnMissing = Callable[[Mark, str], None]
@@ -49,6 +50,8 @@ class Resolver:
             if not value:
                 on_missing(node.at, f"{name} is not set")
             return ScalarNode(node.at, value, "any", f"${{{name}}}")
+        if _SHELL.fullmatch(node.text):
+            self._report.warning(node.at, "this stands for itself here; what a variable holds is written ${NAME}.")
         if "$" not in node.text:
             return node
         origin: list[str] = []

@@ -217,6 +217,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigEr
             return _refusal(Mark(file, mark.line + 1, trap[0] + 1), trap[1])
     mark = error.problem_mark or error.context_mark
     at = Mark(file, mark.line + 1, mark.column + 1) if mark else Mark(file)
+    if mark and mark.line < len(lines) and lines[mark.line][mark.column : mark.column + 1] == "\t":
+        return _refusal(at, "there is a tab, and YAML is indented by spaces only: replace it.")
     return _refusal(at, f"this is not valid YAML: {error.problem or error.context}.")
 
 
