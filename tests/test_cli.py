@@ -97,6 +97,15 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
             '--budget must be dollars like 5 or 0.25, not "five".\nFix: strata keys create --help\n',
         ),
         (
+            ["users", "change", "ann@example.com"],
+            "there is nothing to change: give --name, --role, --disable or --enable.\n"
+            "Fix: strata users change --help\n",
+        ),
+        (
+            ["users", "invite", "--days", "0"],
+            'argument --days: "0" is not a number of days from 1 to 90.\nFix: strata users invite --help\n',
+        ),
+        (
             ["--host", ""],
             "argument --host: must be one line of text that is not empty.\nFix: strata serve --help\n",
         ),
@@ -158,6 +167,8 @@ def test_check_tells_fine_from_warned_from_wrong(
     assert run("unspoken.yaml")[1].startswith(
         'unspoken.yaml error    providers.x: nothing here speaks the type "klingon".'
     )
+    Path("unspoken.yaml").write_text("providers: {x: {type: openai_compatable, api_base: 'https://h/v1'}}\n")
+    assert 'Did you mean "openai_compatible"?' in run("unspoken.yaml")[1]
 
 
 def test_check_speaks_to_machines(

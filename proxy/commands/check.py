@@ -14,7 +14,9 @@ from proxy import providers
 from proxy.commands.flags import Commands, Parser, Shared, file_of
 from proxy.config import Config
 from proxy.config.load import Examined, examine
-from proxy.config.problems import Problem, Severity, text_of
+from proxy.config.presets import PRESETS
+from proxy.config.problems import Problem, Severity, suggestion, text_of
+from proxy.config.providers import COMPATIBLE
 from proxy.metering.prices import PriceBook
 from proxy.metering.unpriced import unpriced
 
@@ -69,7 +71,9 @@ def _unspoken(config: Config) -> Sequence[Problem]:
         try:
             providers.load(provider.api)
         except LookupError:
-            message = f'providers.{provider.name}: nothing here speaks the type "{provider.api}".'
+            hint = suggestion(provider.api, [COMPATIBLE, *PRESETS])
+            hint = hint if "Did you" in hint else ""
+            message = f'providers.{provider.name}: nothing here speaks the type "{provider.api}".{hint}'
             problems.append(Problem(0, 0, "error", message, config.source or "environment"))
     return problems
 

@@ -16,6 +16,7 @@ from proxy.admission.accounts.passwords import Passwords, check_new
 from proxy.commands import data
 from proxy.commands.flags import Commands, Parser, Shared, config_of, home_of
 from proxy.commands.tables import aligned, plain, to_json
+from proxy.config.problems import Wrong
 from proxy.errors import CallerError
 from proxy.storage import users
 from proxy.storage.accounts import find_account, insert_account, set_password
@@ -46,7 +47,7 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
     )
     inviting.add_argument("email", nargs="?", help="left out: whoever holds it")
     inviting.add_argument("--role", choices=ROLES, default="member")
-    inviting.add_argument("--days", type=int, choices=range(1, 91), default=7, metavar="1-90", help="default: 7")
+    inviting.add_argument("--days", type=_days, default=7, metavar="1-90", help="default: 7")
     inviting.set_defaults(run=_invite)
     changing = actions.add_parser("change", help="somebody's name or role; or shut him out", parents=[*flags])
     changing.add_argument("user", help="an e-mail address or id")
@@ -62,6 +63,12 @@ def add_parser(commands: Commands[Parser], flags: Shared) -> None:
     ending = actions.add_parser("sign-out", help="end all sessions of somebody", parents=[*flags])
     ending.add_argument("user", help="an e-mail address or id")
     ending.set_defaults(run=_sign_out)
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= 90:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of days from 1 to 90')
+    return int(text)
 
 
 def _list(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -132,6 +139,8 @@ def _invite(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _change(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     wanted = {name: value for name in ("name", "role", "disabled") if (value := getattr(args, name)) is not None}
+    if not wanted:
+        raise Wrong("there is nothing to change: give --name, --role, --disable or --enable.")
 
     async def change(database: Database) -> str:
         id = await _find(database, args.user)
