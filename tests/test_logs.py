@@ -7,8 +7,11 @@ import base64
 import io
 import logging
 import secrets
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +26,7 @@ from proxy.telemetry import logs
 from proxy.telemetry.logs import Line, RequestLog, configure, escape, mask
 
 SECOND = 1_000_000_000
+ROOT = Path(__file__).parents[1]
 
 
 class Terminal(io.StringIO):
@@ -306,6 +310,36 @@ async def test_a_reader_that_stops_reading_costs_lines_and_never_a_request(monke
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(rows(stream)) == 101
+
+
+ENDS_UNREAD = """
+import asyncio, contextlib, logging
+from proxy.telemetry.logs import configure
+
+async def main():
+    log = configure(format="json")
+    task = asyncio.create_task(log.run())
+    await asyncio.sleep(0)
+    for number in range(2_000):
+        logging.getLogger("strata").warning("line %d that nobody reads", number)
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    logging.getLogger("strata").warning("after the end")
+    log.flush()
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_whose_log_nobody_reads_ends_all_the_same() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ENDS_UNREAD], stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 async def test_what_is_queued_is_written_when_the_task_ends() -> None:

@@ -2,8 +2,8 @@
 Log lines: JSON where a machine reads, short ones on a terminal. One line a request, written off the path.
 
 A line never spans two, never holds a control character, and never a secret: whatever looks like a key is masked here,
-as the last thing before it is written. While `RequestLog.run` is running, writing happens in a thread, so that a reader
-that has stopped reading costs lines (counted), and never a request.
+as the last thing before it is written. Writing happens in a thread that nobody waits for at the end, so that a reader
+that has stopped reading costs lines (counted), and never a request, nor a stop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import re
 import sys
 import threading
@@ -40,6 +41,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _LIMIT_BYTES = 8_000_000
 _INTERVAL_SECONDS = 0.1
+_PATIENCE_SECONDS = 1.0
+"""How long a flush waits for a stream that takes nothing; until it takes something again no other waits at all."""
 
 _SECRET = re.compile(
     r"""
@@ -132,6 +135,7 @@ class RequestLog:
         self.enabled = access
         self.dropped = 0
         self._stream = stream
+        self._descriptor = _descriptor(stream)
         self._pretty = pretty
         self._clock_ns = clock_ns
         self._limit_bytes = limit_bytes
@@ -140,6 +144,7 @@ class RequestLog:
         """Finished lines. Bytes in one place: thousands of waiting objects would push what is hot out of the caches."""
         self._gathering = threading.Lock()
         self._writing = threading.Lock()
+        self._stuck = False
         self._running = False
         self._encode = msgspec.json.Encoder().encode
 
@@ -207,17 +212,18 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes all that is waiting; waits for the stream."""
-        with self._writing:
-            with self._gathering:
-                waiting, self._waiting = self._waiting, bytearray()
-            if not waiting:
-                return
+        """Writes all that is waiting, and waits for the stream, but not for one that nobody reads."""
+        if self._writing.acquire(timeout=0.0 if self._stuck else _PATIENCE_SECONDS):
+            self._writing.release()
             try:
-                self._stream.write(waiting.decode())
-                self._stream.flush()
-            except (OSError, ValueError):  # nobody reads any more, or the stream is closed
-                self.dropped += waiting.count(b"\n")
+                writer = self._start_writing()
+            except RuntimeError:  # the process has no thread to give, or is about to end
+                self._write()
+                return
+            writer.join(_PATIENCE_SECONDS)
+            self._stuck = writer.is_alive()
+        else:
+            self._stuck = True
 
     async def run(self) -> None:
         """Writes in a thread until cancelled; then what is left, at once."""
@@ -225,13 +231,38 @@ class RequestLog:
         try:
             while True:
                 await asyncio.sleep(_INTERVAL_SECONDS)
-                if self._waiting:
-                    await asyncio.to_thread(self.flush)
+                if self._waiting and not self._writing.locked():
+                    self._start_writing()
         finally:
             self._running = False
-            if self._writing.acquire(blocking=False):  # a writer that hangs is not worth waiting for
-                self._writing.release()
-                self.flush()
+            self.flush()
+
+    def _start_writing(self) -> threading.Thread:
+        """A thread of its own, for the end of the process waits for those of an executor."""
+        writer = threading.Thread(target=self._write, name="strata-log", daemon=True)
+        writer.start()
+        return writer
+
+    def _write(self) -> None:
+        with self._writing:
+            with self._gathering:
+                waiting, self._waiting = self._waiting, bytearray()
+            if not waiting:
+                return
+            try:
+                self._put_out(waiting)
+            except (OSError, ValueError):  # nobody reads any more, or the stream is closed
+                self.dropped += waiting.count(b"\n")
+
+    def _put_out(self, waiting: bytearray) -> None:
+        if self._descriptor is None:
+            self._stream.write(waiting.decode())
+            self._stream.flush()
+            return
+        # Past the stream: Python aborts if a thread is in the middle of one when the process ends
+        left = memoryview(waiting)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
 
     def _text(self, line: Line) -> bytes:
         if line.logger == "strata.access":
@@ -251,6 +282,13 @@ class RequestLog:
         if not encoded.isascii() or encoded.find(b"\x7f") >= 0:
             encoded = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded.decode()).encode()
         return encoded + b"\n"
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # it is in memory, or closed
+        return None
 
 
 class _Handler(logging.Handler):
