@@ -333,6 +333,27 @@ async def test_closing_waits_for_a_lease_under_way(worker: Worker) -> None:
     assert worker.postgres.leased("b") == 0
 
 
+async def test_closing_waits_only_once_for_a_postgres_that_does_not_answer(worker: Worker) -> None:
+    for name in ("a", "b", "c"):
+        await worker.hold(caller(budget(name, limit=5000)), 10)
+    worker.postgres.is_up = False
+    await worker.budgets.close()
+    assert worker.budgets.stranded_nano_usd_total == 90
+
+
+async def test_closing_waits_only_once_for_a_postgres_that_does_not_take_what_is_left_of_the_past(
+    worker: Worker,
+) -> None:
+    holds = [await worker.hold(caller(budget(name, limit=5000)), 100) for name in ("a", "b", "c")]
+    worker.postgres.now_ms = MINUTE_MS
+    await worker.idle(1)
+    for hold in holds:
+        worker.budgets.resolve(hold, 0)
+    worker.postgres.is_up = False
+    await worker.budgets.close()
+    assert worker.budgets.stranded_nano_usd_total == 100
+
+
 async def test_money_freed_while_a_past_period_is_cleared_is_not_forgotten(worker: Worker) -> None:
     who = caller(budget(limit=5000))
     hold = await worker.hold(who, 60)

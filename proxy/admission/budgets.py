@@ -90,7 +90,7 @@ class Budgets:
         self._away_until = float("-inf")
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._returning: set[asyncio.Task[None]] = set()
+        self._returning: set[asyncio.Task[bool]] = set()
         self.overrun_nano_usd_total = 0
         """What answers cost beyond their holds: the only way past a limit."""
         self.stranded_nano_usd_total = 0
@@ -113,15 +113,16 @@ class Budgets:
     async def close(self) -> None:
         """Gives back what is not spent. What has been spent and not yet shipped stays leased: the shipper lowers it."""
         self._stop.set()
-        tasks: list[asyncio.Task[int] | asyncio.Task[None]] = [a.asking for a in self._accounts.values() if a.asking]
+        tasks: list[asyncio.Task[int] | asyncio.Task[bool] | asyncio.Task[None]] = [a.asking for a in self._accounts.values() if a.asking]
         tasks += self._returning
         if self._task is not None:
             tasks.append(self._task)
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         for account in list(self._accounts.values()):
-            if account.share is not None and account.share.free:
-                await self._return_free(account.budget.id, account.share)
+            share = account.share
+            if share is not None and share.free and not await self._return_free(account.budget.id, share):
+                return  # each of the others would wait as long; whoever ships our last row gives all of them back
         await self._clear_past()
 
     async def hold(self, caller: Caller, nano_usd: int, more: tuple[Budget, ...] = ()) -> Hold | None:
@@ -307,30 +308,32 @@ class Budgets:
         account.free_there = lease.free_nano_usd
         account.settled = lease.settled_nano_usd
 
-    async def _return_free(self, budget_id: str, share: Share) -> None:
+    async def _return_free(self, budget_id: str, share: Share) -> bool:
         """
-        Below zero it is a debt: the lease in Postgres grows by it, so that nobody can borrow what is spent. What an
-        answer left of its hold is only given away when the disk has its settlement: after a loss of power the whole
-        hold would be charged.
+        Whether disk and Postgres have taken it. Below zero it is a debt: the lease in Postgres grows by it, so that
+        nobody can borrow what is spent. What an answer left of its hold is only given away when the disk has its
+        settlement: after a loss of power the whole hold would be charged.
         """
         nano_usd, share.free = share.free, 0
         share.returning += 1
         try:
             if nano_usd > 0 and not await self._keep():
                 share.free += nano_usd
-                return
+                return False
             await self._give_back(self._db, budget_id, share.starts_ms, self._worker_id, nano_usd)
         except Unavailable:
             # Whether it arrived is not known, and given twice it would free money that was spent
             self.stranded_nano_usd_total += nano_usd
             log.warning("A budget's lease of %d nano-dollars was given back without an answer.", nano_usd)
+            return False
         finally:
             share.returning -= 1
+        return True
 
     async def _clear_past(self) -> None:
         for period, share in list(self._past.items()):
-            if share.free:
-                await self._return_free(period[0], share)
+            if share.free and not await self._return_free(period[0], share):
+                return
             if share.over and self._past.get(period) is share:
                 del self._past[period]
 
