@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
 from proxy.errors import GatewayFault
+from proxy.storage import migrations
 from proxy.storage.migrations import known_migrations, migrate, pending
 from proxy.storage.postgres import Database, Refused, Unavailable
 from tests.conftest import run_sql
@@ -166,3 +168,62 @@ async def test_a_setting_that_postgres_does_not_take_is_named(setting: str, said
 async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         await migrate(f"postgresql://nobody@/nothing?host={tmp_path}")
+
+
+class Silent:
+    """Stands before a Postgres, and passes nothing on any more once a client has said `word`."""
+
+    def __init__(self, dsn: str, folder: Path, word: bytes) -> None:
+        place = parse_qs(urlsplit(dsn).query)["host"][0]
+        self.behind = f"{place}/.s.PGSQL.5432"
+        self.here = folder / ".s.PGSQL.5432"
+        self.dsn = dsn.replace(place, str(folder))
+        self.fell_silent = asyncio.Event()
+        self._word = word
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Silent:
+        self._server = await asyncio.start_unix_server(self._serve, self.here)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, to_it = await asyncio.open_unix_connection(self.behind)
+        for source, target in ((reader, to_it), (behind, writer)):
+            self._tasks.add(asyncio.create_task(self._pass_on(source, target)))
+
+    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while (data := await source.read(65_536)) and not self.fell_silent.is_set():
+                if self._word in data:
+                    self.fell_silent.set()
+                    await asyncio.Event().wait()
+                target.write(data)
+        finally:
+            target.close()
+
+
+async def test_a_postgres_that_falls_silent_is_given_up(
+    empty_database_dsn: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "STATEMENT_SECONDS", 0.2)
+    async with Silent(empty_database_dsn, folder, b"strata_migrations") as silent, asyncio.timeout(10):
+        with pytest.raises(Unavailable):
+            await migrate(silent.dsn, folder=folder)
+    assert len(await migrate(empty_database_dsn, folder=folder)) == 2
+
+
+async def test_whoever_stops_does_not_wait_for_a_postgres_that_fell_silent(
+    empty_database_dsn: str, folder: Path
+) -> None:
+    async with Silent(empty_database_dsn, folder, b"INSERT INTO public.a") as silent:
+        migrating = asyncio.create_task(migrate(silent.dsn, folder=folder))
+        await silent.fell_silent.wait()
+        migrating.cancel()
+        done, _ = await asyncio.wait({migrating}, timeout=5)
+        assert done

@@ -21,7 +21,10 @@ from proxy.storage.address import read_address
 from proxy.storage.postgres import translate
 
 CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 15.0
 TURN_SECONDS = 120.0
+APPLY_SECONDS = 3_600.0
+"""A migration may have to rewrite a table; a server that has gone silent meanwhile is given up after so long."""
 ONE_AT_A_TIME = 0x5354_5241_5441
 
 CREATE_LIST = """
@@ -65,7 +68,7 @@ async def migrate(owner_dsn: str, *, folder: Path | None = None) -> list[str]:
     async with _owner(owner_dsn) as connection:
         while True:
             # One transaction each, and the turn is its own: behind a pooler, that is all that a session is good for
-            async with connection.transaction():
+            async with _transaction(connection):
                 await connection.execute(TAKE_TURN, ONE_AT_A_TIME, timeout=TURN_SECONDS)
                 await connection.execute(CREATE_LIST)
                 missing = _missing(known, await connection.fetch(READ_LIST))
@@ -102,7 +105,7 @@ def _missing(known: list[Migration], applied: list[asyncpg.Record]) -> list[Migr
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
     try:
-        await connection.execute(migration.sql)
+        await connection.execute(migration.sql, timeout=APPLY_SECONDS)
         await connection.execute(RECORD, migration.name, migration.sha256)
     except asyncpg.InsufficientPrivilegeError as error:
         raise _too_few_rights(f"Migration {migration.name}", error) from error
@@ -121,6 +124,7 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
                 address.dsn,
                 server_settings={"application_name": "strata migrate"},
                 statement_cache_size=0 if address.pooled else 100,
+                command_timeout=STATEMENT_SECONDS,
             )
         try:
             yield connection
@@ -133,6 +137,19 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         if ours is None:
             raise
         raise ours from error
+
+
+@contextlib.asynccontextmanager
+async def _transaction(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[None]:
+    """One that fails ends the connection, which rolls back too: a ROLLBACK would wait for a server that may be silent."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        connection.terminate()
+        raise
+    await transaction.commit()
 
 
 def _number(name: str) -> str:
