@@ -113,8 +113,8 @@ class Budgets:
     async def close(self) -> None:
         """Gives back what is not spent. What has been spent and not yet shipped stays leased: the shipper lowers it."""
         self._stop.set()
-        tasks: list[asyncio.Task[int] | asyncio.Task[bool] | asyncio.Task[None]] = [a.asking for a in self._accounts.values() if a.asking]
-        tasks += self._returning
+        tasks: list[asyncio.Task[int] | asyncio.Task[bool] | asyncio.Task[None]] = [*self._returning]
+        tasks += [account.asking for account in self._accounts.values() if account.asking]
         if self._task is not None:
             tasks.append(self._task)
         if tasks:

@@ -141,7 +141,7 @@ async def _owner(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
 
 @contextlib.asynccontextmanager
 async def _transaction(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[None]:
-    """One that fails ends the connection, which rolls back too: a ROLLBACK would wait for a server that may be silent."""
+    """If it fails, the connection ends, which rolls back too: a ROLLBACK would wait for a server that may be silent."""
     transaction = connection.transaction()
     await transaction.start()
     try:
