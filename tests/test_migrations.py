@@ -15,6 +15,7 @@ from proxy.storage import migrations
 from proxy.storage.migrations import known_migrations, migrate, pending
 from proxy.storage.postgres import Database, Refused, Unavailable
 from tests.conftest import run_sql
+from tests.gateway import Gateway
 
 
 @pytest.fixture
@@ -227,3 +228,15 @@ async def test_whoever_stops_does_not_wait_for_a_postgres_that_fell_silent(
         migrating.cancel()
         done, _ = await asyncio.wait({migrating}, timeout=5)
         assert done
+
+
+def test_a_gateway_says_in_one_line_why_it_cannot_use_its_database(empty_database_dsn: str, tmp_path: Path) -> None:
+    stranger = Gateway(tmp_path / "stranger", database_url=re.sub(r"://[^@]*@", "://strata:wrong@", empty_database_dsn))
+    stranger.serve_for(seconds=3)
+    assert "The operator can check DATABASE_URL" in stranger.log.read_text()
+    asyncio.run(migrate(empty_database_dsn))
+    asyncio.run(run_sql(empty_database_dsn, "INSERT INTO public.strata_migrations VALUES ('9999_later', '')"))
+    older = Gateway(tmp_path / "older", database_url=empty_database_dsn)
+    older.serve_for(seconds=3)
+    assert "Upgrade Strata, or restore the backup" in older.log.read_text()
+    assert "Traceback" not in older.log.read_text()
