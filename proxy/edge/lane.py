@@ -35,6 +35,7 @@ class LaneRequest:
     __slots__ = (
         "_protocol",
         "body",
+        "chunked",
         "disconnected",
         "extra",
         "head",
@@ -56,6 +57,8 @@ class LaneRequest:
         self.story = story
         self.head = head
         self.keep_alive = keep_alive
+        self.chunked = True
+        """False for HTTP/1.0, which knows no chunks: there a stream ends with its connection."""
         self.body: bytes | bytearray = b""
         self.extra = b""
         """Header lines that are put on any answer: what a browser wants to know."""
@@ -141,14 +144,18 @@ class LaneRequest:
             return
         self.started = True
         close = b"" if self.keep_alive else CLOSE
-        self._write(b"%b%b%b%btransfer-encoding: chunked\r\n\r\n" % (STATUS_LINE[200], head, self.extra, close))
+        coding = b"transfer-encoding: chunked\r\n" if self.chunked else b""
+        self._write(b"%b%b%b%b%b\r\n" % (STATUS_LINE[200], head, self.extra, close, coding))
 
     def write(self, data: bytes) -> None:
-        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
 
     def finish(self, data: bytes) -> None:
         """The last bytes of a streamed answer, and its end, in one write."""
-        self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
+        if not self.chunked:
+            self._write(data)
+        else:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
         self._complete()
 
     def keep_alive_comment(self) -> None:

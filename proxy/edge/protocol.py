@@ -33,6 +33,7 @@ from proxy.edge.heads import (
 )
 from proxy.edge.lane import LaneRequest, Story
 from proxy.edge.replies import error_body, error_headers, lines, new_request_id
+from proxy.edge.unread import Unread
 from proxy.errors import CallerError, GatewayError
 
 LINGER_SECONDS = 2.0
@@ -61,7 +62,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._waiting_since = self.loop.time()
         self._barren_bytes = 0
         """Since the body last grew: trailers, extensions of chunks, empty lines between requests."""
-        self._paused_since = 0.0
+        self._unread = Unread()
         self._lingered_bytes = 0
         self._between = True
         """Nothing of the next message has been read yet."""
@@ -90,8 +91,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.refusal is not None:
-            self._linger(data)
-            return
+            return self._linger(data)
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._body_missing:
@@ -171,7 +171,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.refusal = error
         if self._lane is not None:
             self._lane.release()
-        running: Any = self._told if self._told is not None else self.cycle
+        running: Any = self._told or self.cycle
         if running is None or running.response_complete or running is cast(Any, self._lane):
             self._write_refusal(error)
         elif isinstance(running, LaneRequest):
@@ -249,8 +249,8 @@ class GatewayProtocol(HttpToolsProtocol):
                 self.door.hosts.check(head.host)
             if head.expects:  # who waits for our word is told before he sends a body for nothing
                 self.door.recognise(head.credentials)
-            keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-            self._enter_lane(story, head, keep_alive)
+            chunked = self.parser.get_http_version() == "1.1"
+            self._enter_lane(story, head, chunked and self.parser.should_keep_alive()).chunked = chunked
 
     def on_body(self, body: bytes) -> None:
         self._barren_bytes = 0
@@ -284,8 +284,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not lane.keep_alive:
-            self.transport.close()
-            return
+            return self.transport.close()
         self._waiting_since = self.loop.time()
         self.server_state.total_requests += 1
         self.flow.resume_reading()
@@ -296,15 +295,25 @@ class GatewayProtocol(HttpToolsProtocol):
     def check_deadlines(self, now: float) -> None:
         """Hangs up on a connection that keeps us waiting: for a head, a body, or for our answer to be read."""
         door = self.door
-        cycle = self.cycle
-        waited = now - self._waiting_since
+        lane = self._told
+        if lane is None:  # what follows an answer that is being given has time until it is its turn
+            self._check_reading(now - self._waiting_since)
+        if self.flow.write_paused or self.transport.is_closing():
+            if self._unread.stands_still(self.transport, now, door.write_timeout_seconds):
+                self.transport.abort()
+            return
+        self._unread.is_read()
+        if lane is not None and lane.keepalive_head:
+            silent_since = max(lane.written_at, self._waiting_since)
+            if 0 < door.keepalive_seconds < now - silent_since:
+                lane.keep_alive_comment()
+
+    def _check_reading(self, waited: float) -> None:
+        door, cycle = self.door, self.cycle
         if self.refusal is not None:
             if waited > LINGER_SECONDS:
                 self.transport.close()
-            return
-        idle = cycle is None or cycle.response_complete
-        lane = cycle if isinstance(cycle, LaneRequest) and not idle else None
-        if idle and self._head_bytes == 0:
+        elif (cycle is None or cycle.response_complete) and self._head_bytes == 0:
             if waited > (door.idle_timeout_seconds if cycle is not None else door.header_timeout_seconds):
                 self.transport.close()
         elif self._in_head:
@@ -312,15 +321,6 @@ class GatewayProtocol(HttpToolsProtocol):
                 self.refuse(CallerError("The head of this request did not arrive in time.", status=408, code="timeout"))
         elif cycle is not None and cycle.more_body and waited > door.body_timeout_seconds:
             self.refuse(CallerError("The body of this request did not arrive in time.", status=408, code="timeout"))
-        if self.flow.write_paused:
-            self._paused_since = self._paused_since or now
-            if now - self._paused_since > door.write_timeout_seconds:
-                self.transport.abort()
-        else:
-            self._paused_since = 0.0
-            silent_since = max(lane.written_at, self._waiting_since) if lane else now
-            if lane and lane.keepalive_head and 0 < door.keepalive_seconds < now - silent_since:
-                lane.keep_alive_comment()
 
     def _enter_asgi(self) -> None:
         headers, url, expects = self.headers, self.url, self.expect_100_continue
