@@ -8,6 +8,7 @@ last one. A part that keeps a number keeps a plain integer, and knows nothing of
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 def scrape(gateway: Gateway, accept: str) -> tuple[Iterator[bytes], str]:
     """The page in slices, and its content type."""
+    gateway.resting.wake(time.monotonic())
     _tell_money(gateway)
     _tell_stores(gateway)
     _tell_people(gateway)

@@ -10,7 +10,7 @@ from proxy.config import Config, Deployment, Model, Provider, Rest
 from proxy.errors import CallerError, GatewayFault
 from proxy.routing.pace import Pace
 from proxy.routing.plan import Router
-from proxy.routing.resting import Resting
+from proxy.routing.resting import MAX_KNOWN, Resting
 from proxy.routing.retries import FLOOR, LONGEST_BACKOFF_SECONDS, RetryBudget, backoff_seconds
 
 ONE = Provider(name="one", api_base="https://one.example/v1")
@@ -129,6 +129,26 @@ def test_who_rests_goes_last_and_is_asked_once_when_all_rest() -> None:
     resting.failed("two/b", 101.0, "provider_error", at_once=False)
     assert plans.plan(plans.find("smart"), 102.0).attempts == 1
     assert names(plans, "smart", 132.0) == ["one/a", "two/b"]
+
+
+def test_a_rest_that_is_over_is_told_although_nobody_asks_for_the_deployment_again() -> None:
+    changes: list[tuple[str, bool, str]] = []
+    resting = Resting(Rest(cooldown_seconds=30), lambda *change: changes.append(change))
+    resting.failed("one/a", 0.0, "provider_auth", at_once=True)
+    resting.wake(29.0)
+    assert changes == [("one/a", False, "provider_auth")]
+    resting.wake(31.0)
+    assert changes[1:] == [("one/a", True, "")]
+
+
+def test_names_that_clients_make_up_are_forgotten_in_time() -> None:
+    changes: list[tuple[str, bool, str]] = []
+    resting = Resting(Rest(), lambda *change: changes.append(change))
+    for number in range(MAX_KNOWN + 2):
+        resting.failed(f"one/{number}", 0.0, "provider_error", at_once=False)
+        resting.failed(f"two/{number}", 0.0, "provider_auth", at_once=True)
+    assert len(resting._failures) == len(resting._until) == MAX_KNOWN
+    assert [name for name, up, _ in changes if up] == ["two/0", "two/1"]
 
 
 def test_three_failures_within_a_minute_make_a_rest_and_slower_ones_do_not() -> None:
