@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from proxy.admission.limits import Limits
 from proxy.admission.sharing import Shared
@@ -17,6 +17,7 @@ from proxy.errors import PolicyError
 from proxy.exchange import Attempt, Caller, Exchange, Limit, Usage
 from proxy.storage.redis import Redis
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 DEPLOYMENT = Deployment(provider=Provider(name="p", api_base="http://127.0.0.1:9"), model="m")
 
 
@@ -92,23 +93,49 @@ def finished(tokens: int) -> Exchange:
 
 
 @contextlib.asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[int]:
+    """A port. Whoever is still being served at the end is let go, and no socket is left for the collector."""
+    served: set[asyncio.Task[None]] = set()
+
+    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.create_task(serve_and_close(reader, writer)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            for task in served:
+                task.cancel()
+            await asyncio.gather(*served, return_exceptions=True)
+            await asyncio.sleep(0)  # what was closed is gone in the loop's next turn
+
+
+@contextlib.asynccontextmanager
 async def between(port: int, delay_seconds: float) -> AsyncIterator[int]:
     """A port that leads to another, whose answers come later."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(65_536):
                 await asyncio.sleep(delay)
                 writer.write(data)
                 await writer.drain()
-        writer.close()
+        finally:
+            writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         onward, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(carry(reader, back, 0.0), carry(onward, writer, delay_seconds))
+        with contextlib.suppress(OSError):
+            await asyncio.gather(carry(reader, back, 0.0), carry(onward, writer, delay_seconds))
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(serve) as here:
+        yield here
 
 
 @contextlib.asynccontextmanager
@@ -120,7 +147,6 @@ async def answering(answer: bytes) -> AsyncIterator[int]:
             while data := await reader.read(65_536):
                 writer.write(answer * max(1, data.count(b"\r\n*") + 1))
                 await writer.drain()
-        writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(serve) as here:
+        yield here
