@@ -62,7 +62,7 @@ from proxy.routing.resting import Resting
 from proxy.sim.server import SimServer, located
 from proxy.storage.budgets import CHANNEL
 from proxy.storage.migrations import migrate
-from proxy.storage.postgres import Database
+from proxy.storage.postgres import Database, Unavailable
 from proxy.storage.redis import Redis
 from proxy.storage.root import WrongMasterKey, unlock
 from proxy.storage.sessions import CHANNEL as PEOPLE

@@ -204,6 +204,17 @@ async def test_an_answer_with_parts_of_the_wrong_kind_is_a_bad_gateway(house: Ho
     assert failed.value.code == "bad_response"
 
 
+async def test_a_request_that_is_cut_off_while_its_provider_is_silent_may_have_been_billed(house: House) -> None:
+    house.replies["one"] = [b""]
+    asking = asyncio.create_task(house.ask(house.plan("one"), house.exchange()))
+    async with asyncio.timeout(5):
+        while not house.asked:
+            await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert house.outcomes() == [("gateway_internal", "ambiguous")]
+
+
 async def test_an_answer_without_usage_is_counted(house: House) -> None:
     house.replies = {"one": [reply(200, {"choices": ANSWER["choices"]})]}
     exchange = house.exchange()

@@ -8,6 +8,7 @@ leaves.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from proxy.admission.gate import Gate
@@ -15,7 +16,7 @@ from proxy.admission.limits import Limits
 from proxy.admission.turns import wanted_tokens
 from proxy.dialects import openai as dialect
 from proxy.edge.access import require
-from proxy.edge.desk import Desk, cost_usd, json_body, leave, take_wishes
+from proxy.edge.desk import Desk, cost_usd, json_body, leave, stopping, take_wishes
 from proxy.edge.lane import LaneRequest
 from proxy.edge.replies import answer_head, stream_head
 from proxy.errors import GatewayError
@@ -82,6 +83,9 @@ class Chat:
                 await self._whole(lane, exchange, answer, limits)
             else:
                 await self._stream(lane, exchange, answer, limits)
+        except asyncio.CancelledError:
+            self._desk.refuse(lane, exchange, stopping())
+            raise
         except Exception as error:
             self._desk.refuse(lane, exchange, error)
         finally:

@@ -144,6 +144,15 @@ def cost_usd(attempt: Attempt) -> float | None:
     return attempt.cost_nano_usd / 1_000_000_000 if attempt.price_state != "unknown" else None
 
 
+def stopping() -> GatewayFault:
+    """Nothing else cancels a story."""
+    return GatewayFault(
+        "The gateway was stopped, and this request took longer than server.shutdown_grace: ask again.",
+        code="gateway_stopping",
+        headers={"retry-after": "1"},
+    )
+
+
 def _internal(exchange: Exchange) -> GatewayFault:
     return GatewayFault(
         f"The gateway failed on this request; its operator finds the cause in the log under {exchange.request_id}.",

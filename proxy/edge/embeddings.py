@@ -17,7 +17,7 @@ import msgspec
 from proxy.admission.gate import Gate
 from proxy.dialects import embeddings as dialect
 from proxy.edge.access import require
-from proxy.edge.desk import Desk, cost_usd, json_body, leave, take_wishes
+from proxy.edge.desk import Desk, cost_usd, json_body, leave, stopping, take_wishes
 from proxy.edge.lane import LaneRequest
 from proxy.edge.replies import answer_head
 from proxy.errors import CallerError, UpstreamError
@@ -80,6 +80,9 @@ class Embeddings:
             answer = await self._relay.answer(plan, asked, exchange)
             assert isinstance(answer, WholeAnswer)
             await self._finish(lane, exchange, answer, asked, limits)
+        except asyncio.CancelledError:
+            self._desk.refuse(lane, exchange, stopping())
+            raise
         except Exception as error:
             self._desk.refuse(lane, exchange, error)
         finally:

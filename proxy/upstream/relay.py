@@ -208,6 +208,8 @@ class Relay:
             raise
         except BaseException:
             attempt.outcome = "gateway_internal"
+            if not attempt.status:  # cut off while we waited: somebody may be at work on it
+                attempt.source = "ambiguous"
             self._meter.settle(exchange, attempt)
             raise
 
