@@ -11,8 +11,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from proxy.edge.door import Door
 from proxy.edge.lane import LaneRequest, Story
-from proxy.edge.protocol import Door, protocol_class
+from proxy.edge.protocol import protocol_class
 from tests.calling import both_loops
 
 HEAD = b"POST /hot HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n"
