@@ -115,6 +115,16 @@ def test_many_vectors_are_packed_in_a_thread_and_are_right(client: OpenAI, provi
     assert [one.embedding for one in answer.data] == [exactly] * 20
 
 
+async def test_vectors_made_of_nothing_are_counted(
+    gateway: Gateway, client: OpenAI, provider: ListeningProvider
+) -> None:
+    nothing = {"data": [{"index": 0, "embedding": VECTOR}], "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+    with answering(provider, lambda request: reply(nothing)):
+        answer = client.embeddings.create(model="gpt-embed", input="x", extra_headers={"x-request-id": "embed-zero"})
+    [row] = await gateway.settled("embed-zero")
+    assert (row["source"], row["input_tokens"], answer.usage.prompt_tokens) == ("counted", 1, 1)
+
+
 async def test_the_next_that_embeds_is_asked_and_one_that_does_not_is_left_out(
     gateway: Gateway, client: OpenAI, provider: ListeningProvider
 ) -> None:

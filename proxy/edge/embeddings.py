@@ -23,6 +23,7 @@ from proxy.edge.replies import answer_head
 from proxy.errors import CallerError, UpstreamError
 from proxy.exchange import Exchange
 from proxy.metering.meter import Meter
+from proxy.metering.usage import NOTHING_USED
 from proxy.providers import Json, Notice
 from proxy.providers.faults import bad_response
 from proxy.routing.plan import Plan, Router
@@ -111,9 +112,10 @@ class Embeddings:
         exchange.status = 200
         exchange.client_left = lane.gone
         made = answer.completion or {}
-        if attempt.source == "counted":
+        if attempt.source == "counted" or attempt.usage == NOTHING_USED:
             await self._meter.count_input(attempt, *dialect.countable(asked))
             exchange.notices.append(COUNTED)
+            made.pop("usage", None)
         try:
             made["data"] = await self._pack(made["data"], asked)
         except UpstreamError as error:
