@@ -141,6 +141,20 @@ async def test_an_idle_connection_elsewhere_makes_room() -> None:
 
 
 @both_loops
+async def test_an_origin_whose_last_connection_has_ended_is_forgotten() -> None:
+    async def twice(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(hostile.OK)
+        await peer.request()
+        await peer.send(hostile.OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    async with serving(twice) as upstream, serving(hostile.healthy) as other, pooled() as pool:
+        assert await ask(pool, other.origin) == b"{}"
+        assert [await ask(pool, upstream.origin) for _ in range(2)] == [b"{}"] * 2
+        await until(lambda: list(pool._idle) == [other.origin])
+
+
+@both_loops
 async def test_clients_that_leave_in_the_middle_leave_no_place_taken() -> None:
     dice = random.Random(30)
     async with (

@@ -82,8 +82,6 @@ class Gate:
         """Several during a rotation; each is as good as the other until it is taken out."""
         self._people = people
         self._wall_clock = wall_clock
-        self._people = people
-        self._wall_clock = wall_clock
         self._callers: dict[bytes | str, tuple[KeyRow | PersonRow, Caller]] = {}
         """Keys by digest, since during a rotation one is two rows; people by id."""
         self._used_at: dict[str, float] = {}

@@ -288,11 +288,13 @@ class Pool:
         now = self._clock()
         for connection in list(self._connections):
             connection.check(now)
-        for idle in list(self._idle.values()):
+        for origin, idle in list(self._idle.items()):
             while idle and idle[0].idle_since + self._idle_seconds <= now:
                 oldest = idle[0]
                 self.forget(oldest)
                 oldest.abort()
+            if not idle:  # its last connection was taken and did not come back
+                self._idle.pop(origin, None)
         overdue = [turn for turn in self._waiting if turn.deadline <= now]
         if overdue:
             self._waiting = deque(turn for turn in self._waiting if turn.deadline > now)
