@@ -355,6 +355,24 @@ async def test_a_count_that_comes_after_the_settlement_changes_nothing(bench: Be
     assert msgspec.structs.astuple(one) == before
 
 
+async def test_what_was_sent_is_counted_where_an_answer_has_no_text(bench: Bench) -> None:
+    texts, numbers, late = attempt(1, status=200), attempt(2, status=200), attempt(3, status=200)
+    for one in (texts, numbers, late):
+        bench.meter.dispatch(exchange(), one)
+    await bench.meter.count_input(texts, TEXT, 0)
+    await bench.meter.count_input(numbers, "", 7)
+    bench.meter.settle(exchange(), texts)
+    bench.meter.settle(exchange(), numbers)
+    counting = asyncio.ensure_future(bench.meter.count_input(late, TEXT, 0))
+    await asyncio.sleep(0)
+    bench.meter.settle(exchange(), late)
+    before = msgspec.structs.astuple(late)
+    await counting
+    assert msgspec.structs.astuple(late) == before
+    counted = [(row.input_tokens, row.output_tokens, row.source) for row, _ in bench.offered]
+    assert counted[:2] == [(await LOADED.count_exactly(TEXT), 0, "counted"), (7, 0, "counted")]
+
+
 def test_counts_are_those_of_o200k() -> None:
     tokenizer = Tokenizer()
     assert not tokenizer.loaded

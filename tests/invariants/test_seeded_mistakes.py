@@ -134,7 +134,7 @@ def believes_any_frame(patch: Patch) -> None:
 
 
 def subtracts(patch: Patch) -> None:
-    patch.setattr(meter, "_NOTHING_USED", Usage(input=-1))
+    patch.setattr(meter, "NOTHING_USED", Usage(input=-1))
 
 
 def counts_events_only(patch: Patch) -> None:
