@@ -13,17 +13,10 @@ import msgspec
 from proxy.errors import CallerError
 from proxy.providers import Json, Notice, Target, UpstreamRequest
 from proxy.providers.bedrock.requests import escaped, model_behind, refuse_unsafe
-from proxy.providers.embeddings import answer_of, decode_as, left_out, no_vectors, one_text, renamed, texts_in
+from proxy.providers.cohere.embeddings import Floats, encode_texts
+from proxy.providers.embeddings import answer_of, decode_as, left_out, no_vectors, one_text, renamed
 
 TITAN, TITAN_1, COHERE = "amazon.titan-embed", "amazon.titan-embed-text-v1", "cohere.embed"
-INPUT_TYPE = "search_document"
-GUESSED = Notice(
-    "input_type", f"Set to {INPUT_TYPE}; for a query send input_type search_query in the body.", lost=False
-)
-
-
-class _Floats(msgspec.Struct, frozen=True):
-    float: list[msgspec.Raw]
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -31,7 +24,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
     embedding: msgspec.Raw = msgspec.Raw()
     inputTextTokenCount: int | None = None
-    embeddings: _Floats | list[msgspec.Raw] | None = None
+    embeddings: Floats | list[msgspec.Raw] | None = None
 
 
 def encode_embeddings(asked: Json, target: Target) -> UpstreamRequest:
@@ -40,7 +33,7 @@ def encode_embeddings(asked: Json, target: Target) -> UpstreamRequest:
     if model.startswith(TITAN):
         body, notices = _titan(asked, model)
     elif model.startswith(COHERE):
-        body, notices = _cohere(asked)
+        body, notices = encode_texts(asked)
     else:
         raise CallerError(
             f"Embeddings of {target.model!r:.100} are not known here: on Bedrock, amazon.titan-embed-… and "
@@ -57,7 +50,7 @@ def decode_embeddings(body: bytes) -> Json:
     many = answer.embeddings
     if many is None:
         raise no_vectors()
-    return answer_of(many.float if isinstance(many, _Floats) else many, None)
+    return answer_of(many.float if isinstance(many, Floats) else many, None)
 
 
 def _titan(asked: Json, model: str) -> tuple[Json, tuple[Notice, ...]]:
@@ -67,15 +60,3 @@ def _titan(asked: Json, model: str) -> tuple[Json, tuple[Notice, ...]]:
         meant = {"dimensions", "normalize"}
         body |= renamed(asked, {name: name for name in sorted(meant)})
     return body, tuple(left_out(asked, meant, "Titan"))
-
-
-def _cohere(asked: Json) -> tuple[Json, tuple[Notice, ...]]:
-    body: Json = {
-        "texts": texts_in(asked, "Cohere"),
-        "input_type": asked.get("input_type") or INPUT_TYPE,
-        "embedding_types": ["float"],
-        "truncate": asked.get("truncate") or "NONE",
-        **renamed(asked, {"dimensions": "output_dimension"}),
-    }
-    notices = () if asked.get("input_type") else (GUESSED,)
-    return body, (*notices, *left_out(asked, {"dimensions", "input_type", "truncate"}, "Cohere"))

@@ -19,7 +19,7 @@ GUESSED = Notice(
 )
 
 
-class _Floats(msgspec.Struct, frozen=True):
+class Floats(msgspec.Struct, frozen=True):
     float: list[msgspec.Raw]
 
 
@@ -32,13 +32,18 @@ class _Meta(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    embeddings: _Floats
+    embeddings: Floats
     meta: _Meta = _Meta()
 
 
 def encode_embeddings(asked: Json, target: Target) -> UpstreamRequest:
+    body, notices = encode_texts(asked)
+    return UpstreamRequest("/v2/embed", {"model": target.model, **body}, notices=notices)
+
+
+def encode_texts(asked: Json) -> tuple[Json, tuple[Notice, ...]]:
+    """What Cohere's models are told, wherever they run: everything but which of them is meant."""
     body: Json = {
-        "model": target.model,
         "texts": texts_in(asked, "Cohere"),
         "input_type": asked.get("input_type") or INPUT_TYPE,
         "embedding_types": ["float"],
@@ -46,7 +51,7 @@ def encode_embeddings(asked: Json, target: Target) -> UpstreamRequest:
         **renamed(asked, {"dimensions": "output_dimension"}),
     }
     notices = () if asked.get("input_type") else (GUESSED,)
-    return UpstreamRequest("/v2/embed", body, notices=(*notices, *left_out(asked, MEANT, "Cohere")))
+    return body, (*notices, *left_out(asked, MEANT, "Cohere"))
 
 
 def decode_embeddings(body: bytes) -> Json:
