@@ -9,7 +9,7 @@ it named one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -28,6 +28,7 @@ _decode_items = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
+@runtime_checkable
 class Embeds(Protocol):
     """An API that makes embeddings."""
 
@@ -43,7 +44,7 @@ class Embeds(Protocol):
 
 def embedder(translator: Translator) -> Translator | None:
     """What speaks of embeddings to this API; None if it makes none."""
-    return Embedder(translator) if hasattr(translator, "encode_embeddings") else None  # type: ignore[arg-type]
+    return Embedder(translator) if isinstance(translator, Embeds) else None
 
 
 class Embedder:

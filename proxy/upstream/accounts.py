@@ -71,6 +71,8 @@ class Account:
             self._head, self._credential = self._fixed_head({}), authority
         self._heads: dict[str, bytes] = {}
         self._is_guest = pool is not None
+        self._twin: Account | None = None
+        """Made when embeddings are first asked for."""
         self.pool = pool or Pool(
             max_connections=provider.max_connections,
             max_response_bytes=provider.max_response_bytes,
@@ -79,13 +81,12 @@ class Account:
 
     def for_embeddings(self) -> Account | None:
         """The same account, with the same pool and credential, where embeddings are asked; None: its API has none."""
-        translator = embedder(self.translator)
-        if translator is None:
-            return None
-        twin = copy.copy(self)
-        twin.translator, twin.takes_url, twin.passes_through = translator, None, False
-        twin.embeds, twin._heads, twin._is_guest = True, {}, True
-        return twin
+        translator = embedder(self.translator) if self._twin is None else None
+        if translator is not None:
+            self._twin = twin = copy.copy(self)
+            twin.translator, twin.takes_url, twin.passes_through = translator, None, False
+            twin.embeds, twin._heads, twin._is_guest = True, {}, True
+        return self._twin
 
     def send(
         self,
