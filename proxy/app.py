@@ -1,6 +1,6 @@
 """
-The composition root: a config goes in, a running gateway comes out. With `pages` and
-`stories`, the only file that knows every room.
+The composition root: a config goes in, a running gateway comes out. With `pages` and `stories`, the only file that
+knows every room.
 
 Uvicorn's lifespan starts and stops a `Gateway`. Nothing here has an `if` about a request.
 """
